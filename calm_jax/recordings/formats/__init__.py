@@ -1,0 +1,98 @@
+"""The formats that recordings come in; `read` picks by content, not by name alone."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from calm_jax.errors import RecordingError
+from calm_jax.recordings.formats import interchange
+from calm_jax.recordings.session import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+    """One format: how it is told from others by its content, and how it is read.
+
+    Attributes:
+      name: as shown to the user.
+      recognises: path (of a file or a folder) -> bool; never raises.
+      read: path -> Session.
+      suffixes: a file with such a name is meant to be one, even when it is damaged.
+    """
+
+    name: str
+    recognises: Callable[[Path], bool]
+    read: Callable[[Path], Session]
+    suffixes: tuple[str, ...] = ()
+
+
+# The first that recognises a path reads it: special formats before general ones.
+FORMATS: list[Format] = [
+    Format(
+        "interchange",
+        interchange.recognises,
+        interchange.read_interchange,
+        interchange.SUFFIXES,
+    ),
+]
+
+
+def read(path: str | Path) -> Session:
+    """Reads one recording in any known format.
+
+    Raises:
+      RecordingError: when nothing is there, the format is unknown, or the content is wrong.
+    """
+    path = Path(path)
+    _exists(path)
+    for known in FORMATS:
+        if known.recognises(path) or (path.is_file() and path.suffix in known.suffixes):
+            return known.read(path)
+    raise RecordingError(
+        "not a recording of a known format",
+        where=path,
+        found="a folder" if path.is_dir() else f"a file of {path.stat().st_size} bytes",
+        expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in FORMATS),
+    )
+
+
+def sessions_in(path: str | Path) -> list[Path]:
+    """The recordings at `path`: itself, or those in the folder, sorted by name.
+
+    Files of other kinds (notes, tables) and hidden files are passed over; a file whose
+    name says that it is a recording is kept even where its content is damaged, so that
+    reading it gives an error rather than a data set with a hole.
+
+    Raises:
+      RecordingError: when nothing is there, or the folder holds no recording.
+    """
+    path = Path(path)
+    _exists(path)
+    if path.is_file() or any(f.recognises(path) for f in FORMATS):
+        return [path]
+    suffixes = {s for f in FORMATS for s in f.suffixes}
+    found = [
+        p
+        for p in sorted(path.iterdir())
+        if not p.name.startswith(".")
+        and (p.suffix in suffixes and p.is_file() or any(f.recognises(p) for f in FORMATS))
+    ]
+    if not found:
+        raise RecordingError(
+            "no recording in this folder",
+            where=path,
+            expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in FORMATS),
+        )
+    return found
+
+
+def _exists(path: Path) -> None:
+    if not path.exists():
+        near = [p.name for p in path.parent.glob(f"{path.stem}*")] if path.parent.is_dir() else []
+        raise RecordingError(
+            "no such file or folder",
+            where=path,
+            remedy=f"Did you mean {near[0]!r}?" if near else "Check the path.",
+        )
