@@ -131,6 +131,9 @@ class DualAxis:
     anchor: bool = True  # read-out starts from the last value seen
     linear_context: int = 0  # frames of the linear path of the read-out; 0 = none
     # Training of the code head
+    # "encoded" tokenizes each window as a forecast context is, at any first frame;
+    # "exported" reads the codes of whole trials, as published (cheaper for large tokenizers).
+    tokens: Literal["exported", "encoded"] = "exported"
     neurons_per_trial: int = 512
     noise_probability: float = 0.1  # a token becomes one of its nearest codes
     noise_neighbours: int = 12

@@ -77,17 +77,31 @@ class Prepared:
         Raises:
           SplitError: when no range of the split holds them.
         """
-        ranges = self._sorted(int(i))
-        k = int(np.searchsorted(ranges[:, 0], start, "right")) - 1
-        if k < 0 or stop > ranges[k, 1] or start >= stop:
+        a, b = self.range_of(i, start)
+        if not start < stop <= b:
             raise SplitError(
                 "a window must lie within one range of the split",
                 where=f"session {self.splits.sessions[i]}",
                 found=f"frames [{start}, {stop})",
             )
-        a, b = ranges[k]
         z, mask = self.range(i, a, b)
         return z[start - a : stop - a], mask[start - a : stop - a]
+
+    def range_of(self, i: int, frame: int) -> tuple[int, int]:
+        """The range [start, stop) of the split of session `i` that holds `frame`.
+
+        Raises:
+          SplitError: when no range of the split holds it.
+        """
+        ranges = self._sorted(int(i))
+        k = int(np.searchsorted(ranges[:, 0], frame, "right")) - 1
+        if k < 0 or frame >= ranges[k, 1]:
+            raise SplitError(
+                "a window must lie within one range of the split",
+                where=f"session {self.splits.sessions[i]}",
+                found=f"frame {frame}, in none",
+            )
+        return int(ranges[k, 0]), int(ranges[k, 1])
 
     def _sorted(self, i: int) -> np.ndarray:
         if i not in self._order:
