@@ -1,0 +1,270 @@
+"""The command line: parse, call, print. What a command does stands elsewhere."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import io
+import sys
+import typing
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import calm_jax
+from calm_jax.config import Experiment
+from calm_jax.errors import CalmError, ConfigError
+
+
+class _Parser(argparse.ArgumentParser):
+    """Errors in one line, like all others, with the nearest flag or command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(message, where=self.prog, remedy=f"See `{self.prog} --help`.")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status (0, 2 for an error of the user's, 130)."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _main(arguments) or 0
+    except CalmError as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe has left, as in `calm-jax info ... | head`
+        sys.stderr.close()
+        return 141
+
+
+def _main(arguments: list[str]) -> int | None:
+    parser, commands = _parser()
+    _check_command(arguments, commands)
+    known, rest = parser.parse_known_args(arguments)
+    if rest and known.command != "pretrain":
+        flags = [s for a in commands[known.command]._actions for s in a.option_strings]
+        raise ConfigError(
+            f"unknown argument {rest[0]!r}",
+            where=f"calm-jax {known.command}",
+            remedy=_nearest(rest[0], flags, f"calm-jax {known.command} --help"),
+        )
+    return known.call(known, rest)
+
+
+def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
+    parser = _Parser(
+        prog="calm-jax",
+        description="A foundation model of calcium-imaging population dynamics.",
+        epilog="`calm-jax COMMAND --help` describes a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"calm-jax {calm_jax.__version__}")
+    sub = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+
+    def command(name: str, call: Any, text: str, **options: Any) -> argparse.ArgumentParser:
+        added = sub.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+        added.set_defaults(call=call)
+        return added
+
+    p = command("info", _info, "describe recordings: neurons, frames, behaviour, missing data")
+    p.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
+    p.add_argument("--json", action="store_true", help="print JSON")
+
+    p = command("data", _data, "build a data set from its recordings, or simulate it")
+    p.add_argument("name", metavar="NAME", help="a builder in data/, such as interchange")
+    p.add_argument("--source", type=Path, help="folder or file with the recordings")
+    p.add_argument("--store", type=Path, default=Path("datasets"), help="default: datasets")
+
+    p = command(
+        "pretrain", _pretrain, "run an experiment from recordings to report", add_help=False
+    )
+    p.add_argument("experiment", metavar="EXP", nargs="?", help="a name in experiments/, or a file")
+    p.add_argument("--run", type=Path, help="run folder; default: runs/<experiment>")
+    p.add_argument("-h", "--help", action="store_true")
+
+    p = command("forecast", _forecast, "forecast a recording with a trained run")
+    p.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    p.add_argument("file", type=Path, metavar="FILE", help="recording")
+    p.add_argument("--context", type=_count, help="frames given; default: as in the experiment")
+    p.add_argument("--horizon", type=_count, help="frames forecast; default: as in the experiment")
+    p.add_argument("--origin", type=int, help="first forecast frame; default: end of the recording")
+    p.add_argument("--samples", type=int, default=0, help="trajectories for the quantiles")
+    p.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
+
+    p = command("evaluate", _evaluate, "score a run beside its baselines")
+    p.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    p.add_argument("--data", type=Path, help="other recordings; default: those of the run")
+    p.add_argument("--json", type=Path, dest="out", help="write the rows to this file")
+
+    p = command("report", _report, "write report.html and the figures of a run")
+    p.add_argument("run", type=Path, metavar="RUN", help="run folder")
+    return parser, dict(sub.choices)
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number of frames")
+    return value
+
+
+def _check_command(arguments: list[str], commands: dict[str, Any]) -> None:
+    if not arguments:
+        raise ConfigError("no command given", where="calm-jax", expected=", ".join(commands))
+    word = arguments[0]
+    if not word.startswith("-") and word not in commands:
+        raise ConfigError(
+            f"unknown command {word!r}",
+            where="calm-jax",
+            expected=", ".join(commands),
+            remedy=_nearest(word, commands, "calm-jax --help"),
+        )
+
+
+def _nearest(word: str, known: Any, otherwise: str) -> str:
+    near = difflib.get_close_matches(word.split("=")[0], list(known), 1)
+    return f"Did you mean {near[0]}?" if near else f"See `{otherwise}`."
+
+
+# Commands; each imports what it needs, so that --help answers at once
+
+
+def _start_jax() -> None:
+    from calm_jax import compile_cache
+    from calm_jax.training.mesh import join_processes
+
+    join_processes()
+    compile_cache.enable()
+
+
+def _info(known: argparse.Namespace, rest: list[str]) -> int | None:
+    from calm_jax.recordings.info import print_info
+
+    return print_info(known.paths, known.json)
+
+
+def _data(known: argparse.Namespace, rest: list[str]) -> None:
+    from calm_jax.recordings.build import build
+
+    build(known.name, source=known.source, store=known.store)
+
+
+def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
+    from calm_jax import experiments_loader
+
+    if known.experiment is None:
+        if known.help:
+            print("usage: calm-jax pretrain EXP [--run DIR] [--FIELD VALUE ...]\n")
+            print("Runs an experiment from recordings to report; again, it continues.")
+            print("`calm-jax pretrain EXP --help` lists the fields.\n")
+            print("experiments:", ", ".join(experiments_loader.names()))
+            return
+        listed = ", ".join(experiments_loader.names())
+        raise ConfigError("no experiment named", where="calm-jax pretrain", expected=listed)
+    experiment = experiments_loader.load_experiment(known.experiment)
+    experiment = override(experiment, [*rest, *(["--help"] if known.help else [])])
+    _start_jax()
+    from calm_jax import pipeline
+
+    pipeline.pretrain(experiment, known.run or Path("runs") / experiment.name)
+
+
+def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
+    _start_jax()
+    from calm_jax import pipeline
+
+    pipeline.forecast_file(
+        known.run,
+        known.file,
+        context=known.context,
+        horizon=known.horizon,
+        origin=known.origin,
+        samples=known.samples,
+        out=known.out,
+    )
+
+
+def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
+    _start_jax()
+    from calm_jax import pipeline
+
+    pipeline.evaluate_run(known.run, data=known.data, out=known.out)
+
+
+def _report(known: argparse.Namespace, rest: list[str]) -> None:
+    from calm_jax import pipeline
+
+    pipeline.write_report(known.run)
+
+
+# Typed flags for every field of an experiment
+
+
+def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
+    """The experiment with fields changed by flags such as `--transformer.layers 2`.
+
+    Raises:
+      ConfigError: for an unknown field (with the nearest) or a value of the wrong type.
+    """
+    if not arguments:
+        return experiment
+    flags = field_flags(Experiment)
+    for word in arguments:
+        name = word.split("=")[0].replace("_", "-")
+        if word.startswith("--") and word != "--help" and name not in flags:
+            raise ConfigError(
+                f"unknown field {word.split('=')[0]}",
+                where="calm-jax pretrain",
+                remedy=_nearest(name, flags, "calm-jax pretrain EXP --help"),
+            )
+    import tyro
+
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                Experiment,
+                args=list(arguments),
+                default=experiment,
+                prog="calm-jax pretrain EXP",
+                description="Runs an experiment from recordings to report; again, it continues. "
+                "--run DIR names the run folder.",
+                config=(tyro.conf.FlagConversionOff,),
+            )
+    except SystemExit as e:
+        if not e.code:
+            raise
+        raise ConfigError(
+            _first_part(said.getvalue()),
+            where="calm-jax pretrain",
+            remedy="See `calm-jax pretrain EXP --help`.",
+        ) from None
+
+
+def field_flags(cls: type, prefix: str = "--") -> list[str]:
+    """All flags of a dataclass tree: `--seed`, `--data.name`, ..."""
+    hints = typing.get_type_hints(cls)
+    out = []
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hints[field.name]):
+            out += field_flags(hints[field.name], name + ".")
+        else:
+            out.append(name)
+    return out
+
+
+def _first_part(text: str) -> str:
+    """The message in the box that tyro draws, as one line."""
+    lines = []
+    for line in text.splitlines():
+        inner = line.strip("│ ")
+        if inner.startswith(("╭", "╰")):
+            continue
+        if inner.startswith("──"):
+            break
+        lines.append(inner)
+    return " ".join(lines).rstrip(".") or "wrong arguments"
