@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from calm_jax.config import Simulation
 from calm_jax.errors import ConfigError
@@ -101,13 +102,15 @@ def simulate(config: Simulation, session: int) -> Simulated:
     noise, active, current = np.empty_like(r), np.empty_like(r), np.empty_like(r)
     slow, fast = np.zeros_like(r), np.zeros_like(r)
     for frame in range(-config.burn_in, config.frames):
-        for _ in range(config.substeps):
-            np.matmul(np.tanh(r, out=active), drive, out=current)
-            rng.standard_normal(out=noise, dtype=np.float32)
-            noise *= noise_scale
-            r *= keep
-            r += current
-            r += noise
+        # The products are small: on a busy machine threads wait longer than they work.
+        with threadpool_limits(1, "blas"):
+            for _ in range(config.substeps):
+                np.matmul(np.tanh(r, out=active), drive, out=current)
+                rng.standard_normal(out=noise, dtype=np.float32)
+                noise *= noise_scale
+                r *= keep
+                r += current
+                r += noise
         count = rng.poisson(firing_rate(r, config) * np.float32(config.dt))
         slow *= slow_decay
         slow += count
@@ -126,7 +129,7 @@ def simulate(config: Simulation, session: int) -> Simulated:
 
 
 def to_session(simulated: Simulated) -> Session:
-    """The recording as an experimenter would have it: trials end to end, in order, noise included."""
+    """The recording as an experimenter would have it: trials end to end, noise included."""
     trials, frames, neurons = simulated.traces.shape
     start = np.arange(trials) * frames
     name = f"sim{simulated.session}"

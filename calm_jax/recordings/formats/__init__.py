@@ -77,7 +77,7 @@ def sessions_in(path: str | Path) -> list[Path]:
         p
         for p in sorted(path.iterdir())
         if not p.name.startswith(".")
-        and (p.suffix in suffixes and p.is_file() or any(f.recognises(p) for f in FORMATS))
+        and ((p.suffix in suffixes and p.is_file()) or any(f.recognises(p) for f in FORMATS))
     ]
     if not found:
         raise RecordingError(

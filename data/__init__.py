@@ -1,0 +1,1 @@
+"""Data sets as tensorflow-datasets builders that write ArrayRecord; one folder each."""
