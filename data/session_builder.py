@@ -34,8 +34,9 @@ WRITER_OPTIONS = "group_size:1,uncompressed"
 class SessionsConfig(tfds.core.BuilderConfig):
     """One variant of a data set; the name is a fingerprint of what it was made from."""
 
-    simulation: Simulation = dataclasses.field(default_factory=Simulation)  # simulated_population only
-    source: str | None = None  # the folder or file that the others read
+    # Of simulated_population only.
+    simulation: Simulation = dataclasses.field(default_factory=Simulation)
+    source: str | None = None  # the folder or file that the other data sets read
 
 
 class SessionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):

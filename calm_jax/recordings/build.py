@@ -17,6 +17,7 @@ import importlib
 import logging
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -84,8 +85,9 @@ def build(data: config.Data, console: Console | None = None) -> Path:
         if not folder.is_dir():
             for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
                 shutil.rmtree(left)  # of a build that was killed
-            with _progress(builder, data.name, console):
-                builder.download_and_prepare(file_format="array_record")
+            # Nothing is downloaded, but tensorflow-datasets makes the folders for it.
+            with _progress(builder, data.name, console), tempfile.TemporaryDirectory() as empty:
+                builder.download_and_prepare(download_dir=empty, file_format="array_record")
     return folder
 
 

@@ -101,9 +101,9 @@ def simulate(config: Simulation, session: int) -> Simulated:
     r = rng.standard_normal((trials, neurons), np.float32)
     noise, active, current = np.empty_like(r), np.empty_like(r), np.empty_like(r)
     slow, fast = np.zeros_like(r), np.zeros_like(r)
-    for frame in range(-config.burn_in, config.frames):
-        # The products are small: on a busy machine threads wait longer than they work.
-        with threadpool_limits(1, "blas"):
+    # The products are small: on a busy machine threads would wait longer than they work.
+    with threadpool_limits(1, "blas"):
+        for frame in range(-config.burn_in, config.frames):
             for _ in range(config.substeps):
                 np.matmul(np.tanh(r, out=active), drive, out=current)
                 rng.standard_normal(out=noise, dtype=np.float32)
@@ -111,14 +111,14 @@ def simulate(config: Simulation, session: int) -> Simulated:
                 r *= keep
                 r += current
                 r += noise
-        count = rng.poisson(firing_rate(r, config) * np.float32(config.dt))
-        slow *= slow_decay
-        slow += count
-        fast *= fast_decay
-        fast += count
-        if frame >= 0:
-            state[:, frame], spikes[:, frame] = r, count
-            np.subtract(slow, fast, out=clean[:, frame])
+            count = rng.poisson(firing_rate(r, config) * np.float32(config.dt))
+            slow *= slow_decay
+            slow += count
+            fast *= fast_decay
+            fast += count
+            if frame >= 0:
+                state[:, frame], spikes[:, frame] = r, count
+                np.subtract(slow, fast, out=clean[:, frame])
     clean *= scale
 
     sd = clean.std((0, 1), dtype=np.float64).astype(np.float32)
