@@ -70,9 +70,7 @@ class Splits:
         """
         index = self.training_index if index is None else index
         rows = [
-            np.column_stack([np.full(len(r), i), r])
-            for i in index
-            if len(r := self.parts[i][part])
+            np.column_stack([np.full(len(r), i), r]) for i in index if len(r := self.parts[i][part])
         ]
         return np.concatenate(rows) if rows else np.zeros((0, 3), np.int64)
 
@@ -121,9 +119,7 @@ class Splits:
             )
         self._check_names()
         for i, info in enumerate(store.sessions):
-            _check_session(
-                self.parts[i], info.session, self.n_frames[i], info, self.gap
-            )
+            _check_session(self.parts[i], info.session, self.n_frames[i], info, self.gap)
         return self
 
     def _check_names(self) -> None:
@@ -243,8 +239,8 @@ def make_split(store: Any, split: config.Split, held_out: Sequence[str] = ()) ->
 
     By trial (random permutation, its seed made of `split.seed`, animal and session
     id, so that a session's parts do not depend on the other sessions) where the
-    session has trials. Else three blocks: the first `train` and the last `test`
-    fraction of the frames, and what is between them less a gap on either side.
+    session has trials. Else three blocks, the first `train` fraction of the frames,
+    then `valid`, the last `test`; the latter two start `gap` frames later.
 
     Raises:
       SplitError: fractions that make no sense, a recording too short for three
@@ -263,12 +259,8 @@ def make_split(store: Any, split: config.Split, held_out: Sequence[str] = ()) ->
     return Splits(
         sessions=tuple(s.session for s in infos),
         n_frames=tuple(int(s.n_frames) for s in infos),
-        parts=tuple(
-            _by_trial(s, split) if len(s.trials) else _by_block(s, split) for s in infos
-        ),
-        training=tuple(
-            dict.fromkeys(s.session for s in infos if s.session not in held_out)
-        ),
+        parts=tuple(_by_trial(s, split) if len(s.trials) else _by_block(s, split) for s in infos),
+        training=tuple(dict.fromkeys(s.session for s in infos if s.session not in held_out)),
         held_out=held_out,
         gap=split.gap,
     ).check(store)
@@ -287,9 +279,7 @@ def _by_trial(info: Any, split: config.Split) -> dict[str, np.ndarray]:
     counts = np.array([split.valid, split.test]) * n
     n_valid, n_test = np.maximum(1, np.floor(counts + 0.5)).astype(int)
     while n_valid + n_test > n - 1:  # few trials: each part keeps one
-        n_valid, n_test = (
-            (n_valid - 1, n_test) if n_valid >= n_test else (n_valid, n_test - 1)
-        )
+        n_valid, n_test = (n_valid - 1, n_test) if n_valid >= n_test else (n_valid, n_test - 1)
     n_train = n - n_valid - n_test
     if split.train + split.valid + split.test < 1 - 1e-9:  # some are left unused
         n_train = min(n_train, max(1, int(split.train * n + 0.5)))
@@ -308,11 +298,12 @@ def _by_trial(info: Any, split: config.Split) -> dict[str, np.ndarray]:
 def _by_block(info: Any, split: config.Split) -> dict[str, np.ndarray]:
     n = int(info.n_frames)
     train = int(split.train * n + 1e-9)
-    test = n - int(split.test * n + 1e-9)
-    # Where the fractions leave frames unused, they lie between valid and test.
-    stop = min(test - split.gap, int((split.train + split.valid) * n + 1e-9))
-    if split.train + split.valid + split.test > 1 - 1e-9:
-        stop = test - split.gap
+    stop = int((split.train + split.valid) * n + 1e-9)
+    # Every later block gives up the gap at its start; fractions that sum to less than
+    # 1 leave frames unused before the test block.
+    test = stop + split.gap
+    if split.train + split.valid + split.test < 1 - 1e-9:
+        test = max(test, n - int(split.test * n + 1e-9))
     blocks = {
         "train": (0, train),
         "valid": (train + split.gap, stop),
@@ -346,9 +337,7 @@ def from_dict(data: Mapping[str, Any], store: Any, where: object = "split") -> S
         splits = Splits(
             sessions=ids,
             n_frames=tuple(int(r["n_frames"]) for r in rows),
-            parts=tuple(
-                {p: _ranges(r["parts"].get(p, ())) for p in PARTS} for r in rows
-            ),
+            parts=tuple({p: _ranges(r["parts"].get(p, ())) for p in PARTS} for r in rows),
             training=tuple(str(s) for s in data.get("training", rest)),
             held_out=held_out,
             gap=int(data.get("gap", 0)),
