@@ -65,7 +65,8 @@ def writing(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        if e.errno in (errno.ENOSPC, errno.EDQUOT):
+        # HDF5 gives the reason in its text alone.
+        if e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(e):
             raise RunError(
                 "the disk is full",
                 where=path,

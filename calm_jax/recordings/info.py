@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from calm_jax.errors import CalmError
@@ -162,10 +163,10 @@ def _warnings(
 
 
 def _print_one(about: dict[str, Any], console: Console) -> None:
-    table = Table(title=about["path"], title_justify="left", show_header=False, box=None)
+    table = Table(title=escape(about["path"]), title_justify="left", show_header=False, box=None)
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    row = lambda name, value: table.add_row(name, str(value))
+    row = lambda name, value: table.add_row(name, escape(str(value)))
     row("session", f"{about['session']} (animal {about['animal']})")
     row("neurons", about["neurons"])
     row("frames", about["frames"])
@@ -189,7 +190,7 @@ def _print_one(about: dict[str, Any], console: Console) -> None:
     row("missing data", f"{about['missing']:.2%}" if about["missing"] else "none")
     row("constant traces", len(about["constant"]) or "none")
     for text in about["warnings"]:
-        table.add_row("[yellow]warning[/yellow]", text)
+        table.add_row("[yellow]warning[/yellow]", escape(text))
     for text in about["notes"]:
         row("note", text)
     console.print(table)
@@ -200,6 +201,7 @@ def _print_sum(found: list[dict[str, Any]], console: Console) -> None:
     neurons, seconds = (sum(x[k] for x in found) for k in ("neurons", "seconds"))
     animals = len({x["animal"] for x in found})
     console.print(
-        f"{len(found)} sessions of {animals} animals, {neurons} neurons, {seconds / 60:.1f} minutes",
+        f"{len(found)} sessions of {animals} animals, {neurons} neurons, "
+        f"{seconds / 60:.1f} minutes",
         highlight=False,
     )

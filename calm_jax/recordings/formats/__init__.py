@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,3 +97,5 @@ def _exists(path: Path) -> None:
             where=path,
             remedy=f"Did you mean {near[0]!r}?" if near else "Check the path.",
         )
+    if not os.access(path, os.R_OK):
+        raise RecordingError("no permission to read", where=path)
