@@ -155,6 +155,8 @@ def _data(known: argparse.Namespace, rest: list[str]) -> None:
 def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
     from calm_jax import experiments_loader
 
+    if known.experiment is None and rest and not rest[0].startswith("-"):
+        known.experiment = rest.pop(0)  # argparse misses it behind a flag
     if known.experiment is None:
         if known.help:
             print("usage: calm-jax pretrain EXP [--run DIR] [--FIELD VALUE ...]\n")
@@ -162,7 +164,7 @@ def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
             print("`calm-jax pretrain EXP --help` lists the fields.\n")
             print("experiments:", ", ".join(experiments_loader.names()))
             return
-        listed = ", ".join(experiments_loader.names())
+        listed = ", ".join(experiments_loader.names()) or "a path to a .py file"
         raise ConfigError("no experiment named", where="calm-jax pretrain", expected=listed)
     experiment = experiments_loader.load_experiment(known.experiment)
     experiment = override(experiment, [*rest, *(["--help"] if known.help else [])])

@@ -159,7 +159,7 @@ class _Run:
         found = self.checkpoints.meta(step).get("identity", {})
         wanted = json.loads(json.dumps(self.identity))
         if found != wanted:
-            flat_a, flat_b = ({**d, **d.get("training", {})} for d in (found, wanted))
+            flat_a, flat_b = ({**d.get("training", {}), **d} for d in (found, wanted))
             changed = [
                 f"{k} {flat_a.get(k)!r} -> {flat_b.get(k)!r}"
                 for k in sorted(flat_a.keys() | flat_b.keys())

@@ -51,7 +51,8 @@ def make_step(
         if named(extra).keys() != named(state.extra).keys():
             raise TypeError(f"the loss of {task.name} returned another `extra` than it was given")
         norm = optax.global_norm(grads)
-        updates, opt = optimizer.update(grads, state.opt, live)
+        with jax.numpy_dtype_promotion("standard"):  # optax mixes int and float counts
+            updates, opt = optimizer.update(grads, state.opt, live)
         live = optax.apply_updates(live, updates)
         average = state.average
         if average is not None:

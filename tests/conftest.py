@@ -1,0 +1,29 @@
+"""For every test: strict types in JAX, the compilation cache, hypothesis without a clock."""
+
+from __future__ import annotations
+
+import os
+
+import hypothesis
+import jax
+import pytest
+
+from calm_jax import compile_cache
+
+# A float32 that silently becomes float64 or bfloat16 is an error in tests.
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+compile_cache.enable()
+
+hypothesis.settings.register_profile("default", deadline=None, max_examples=30)
+hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "default")
+
+
+@pytest.fixture
+def no_signals_left():
+    """Checks that a test leaves the handlers of signals as it found them."""
+    import signal
+
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
+    yield
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
