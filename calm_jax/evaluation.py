@@ -1,0 +1,340 @@
+"""Forecasts scored, protocols A and B: forecasters in, rows out.
+
+A (the paper's): the first `context_a` frames of a trial are given, the rest of the
+trial is forecast, frames from `score_from_a` on are scored. Sessions without trials
+have no protocol A. B (the field's): `context` frames, `horizon` frames, origins every
+`origin_stride` frames of every test range.
+
+Metrics, per neuron, over valid samples only, then averaged neuron -> trial -> session
+-> animal -> all; constant neurons are left out and counted:
+  mse, mae  errors; with `step` per step ahead (1 = the first frame forecast).
+  r         correlation of a neuron over ALL scored (trial, origin, step) samples of the
+            session together, averaged over neurons. This is the correlation of the
+            benchmark table; with `step` over the (trial, origin) pairs at that step.
+  r_trial   correlation of a neuron within one trial (all its origins and steps).
+  skill     1 - mse / mse of copy-last, with `step` likewise.
+  n_neurons, n_constant, n_trials, n_windows  counts; constant neurons are not in n_neurons.
+A constant forecast has r = 0; a target that is constant where scored has none.
+
+Nothing at or after an origin reaches a forecaster: it is handed a copy of its context.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+
+from calm_jax import config
+from calm_jax.baselines import copy_last, mean
+from calm_jax.baselines.windows import Forecaster, origins
+from calm_jax.errors import CalmError, RecordingError
+from calm_jax.recordings.batches import Prepared
+from calm_jax.recordings.splits import Splits
+from calm_jax.rows import Row, averaged, row
+
+_RELATIVE = 1e-6  # an SD below this share of the root mean square is rounding
+
+
+class Sums:
+    """Streamed moments of (forecast, truth) in float64, over any leading shape."""
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        self.n = np.zeros(shape)
+        self.x, self.y, self.xx, self.yy, self.xy = np.zeros((5, *shape))
+        self.absolute = np.zeros(shape)
+
+    def add(self, where: object, x: np.ndarray, y: np.ndarray, mask: np.ndarray, axis: int) -> None:
+        """Adds forecasts x and truths y, summed over `axis`, at index `where`."""
+        x = np.where(mask, x, 0).astype(np.float64)
+        y = np.where(mask, y, 0).astype(np.float64)
+        terms = (mask, x, y, x * x, y * y, x * y, np.abs(x - y))
+        names = ("n", "x", "y", "xx", "yy", "xy", "absolute")
+        for name, term in zip(names, terms):
+            np.add.at(getattr(self, name), where, term.sum(axis))
+
+    def pooled(self) -> Sums:
+        """The sums over the first axis."""
+        out = Sums(self.n.shape[1:])
+        for name, value in vars(self).items():
+            setattr(out, name, value.sum(0))
+        return out
+
+    @property
+    def mse(self) -> np.ndarray:
+        """mean (x - y)^2; NaN where nothing was valid."""
+        return self._mean(self.xx - 2 * self.xy + self.yy).clip(0)
+
+    @property
+    def mae(self) -> np.ndarray:
+        """mean |x - y|; NaN where nothing was valid."""
+        return self._mean(self.absolute)
+
+    @property
+    def r(self) -> np.ndarray:
+        """Pearson; 0 for a constant forecast, NaN for a constant truth."""
+        n = np.maximum(self.n, 1)
+        var_x = self.xx / n - (self.x / n) ** 2
+        var_y = self.yy / n - (self.y / n) ** 2
+        cov = self.xy / n - self.x * self.y / n**2
+        real_x = var_x > _RELATIVE**2 * self.xx / n
+        real_y = (var_y > _RELATIVE**2 * self.yy / n) & (self.n > 1)
+        scale = np.sqrt(np.where(real_x & real_y, var_x * var_y, 1.0))
+        r = np.where(real_x, np.clip(cov / scale, -1, 1), 0.0)
+        return np.where(real_y, r, np.nan)
+
+    def _mean(self, total: np.ndarray) -> np.ndarray:
+        return np.where(self.n > 0, total / np.maximum(self.n, 1), np.nan)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Score:
+    """One method on one session under one protocol.
+
+    Attributes:
+      protocol, method, session, animal: what was scored.
+      trials: sums per trial and neuron (R, N). steps: per step ahead and neuron (H, N).
+      constant: (N,) bool, neurons left out of every mean.
+      windows: forecasts made.
+      first_step: the first step ahead that is scored, 1 = the frame at the origin.
+    """
+
+    protocol: str
+    method: str
+    session: str
+    animal: str
+    trials: Sums
+    steps: Sums
+    constant: np.ndarray
+    windows: int
+    first_step: int
+
+    def per_neuron(self) -> dict[str, np.ndarray]:
+        """mse, mae and r (N,) over all scored samples; NaN for constant neurons."""
+        pooled = self.trials.pooled()
+        values = {"mse": pooled.mse, "mae": pooled.mae, "r": pooled.r}
+        return {k: np.where(self.constant, np.nan, v) for k, v in values.items()}
+
+
+def score_forecasts(
+    prepared: Prepared,
+    splits: Splits,
+    forecasters: Mapping[str, Forecaster],
+    settings: config.Forecasting,
+    part: str = "test",
+    *,
+    sessions: Sequence[int] | None = None,
+    protocols: Sequence[str] | None = None,
+    batch: int = 64,
+) -> list[Score]:
+    """Every forecaster on every session; arguments as for `evaluate_forecasts`.
+
+    Raises:
+      RecordingError: when a session has no range long enough for any protocol.
+      CalmError: when a forecaster returns another shape, or NaN.
+    """
+    index = range(len(splits.sessions)) if sessions is None else sessions
+    out = []
+    for i in index:
+        plans = {}
+        for protocol in protocols or settings.protocols:
+            plan = _plan(prepared, splits, i, part, protocol, settings)
+            if plan is not None:
+                plans[protocol] = plan
+        if not plans:
+            ranges = splits.parts[i][part]
+            raise RecordingError(
+                f"no {part} range is long enough to be forecast",
+                where=f"session {splits.sessions[i]}",
+                found=f"at most {int((ranges[:, 1] - ranges[:, 0]).max())} frames",
+                expected=f"context + horizon = {settings.context} + {settings.horizon}",
+                remedy="Use a shorter context or horizon, or longer recordings.",
+            )
+        for protocol, plan in plans.items():
+            for method, forecaster in forecasters.items():
+                out.append(_score(prepared, i, protocol, method, forecaster, plan, batch))
+    return out
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _Plan:
+    """What is forecast in one session."""
+
+    ranges: np.ndarray  # (R, 2)
+    trial: np.ndarray  # (W,) row of `ranges`
+    origin: np.ndarray  # (W,) frames
+    context: int
+    horizon: int
+    skip: int  # steps ahead that are not scored
+
+
+def _plan(
+    prepared: Prepared, splits: Splits, i: int, part: str, protocol: str, s: config.Forecasting
+) -> _Plan | None:
+    ranges = splits.parts[i][part]
+    length = ranges[:, 1] - ranges[:, 0]
+    if protocol == "A":
+        if not len(prepared.store.sessions[i].trials):
+            return None
+        ranges = ranges[length > s.score_from_a]
+        if not len(ranges):
+            return None
+        # One horizon for all trials: one compilation.
+        horizon = int((ranges[:, 1] - ranges[:, 0]).max()) - s.context_a
+        first = ranges[:, 0] + s.context_a
+        skip = s.score_from_a - s.context_a
+        return _Plan(ranges, np.arange(len(ranges)), first, s.context_a, horizon, skip)
+    ranges = ranges[length >= s.context + s.horizon]
+    if not len(ranges):
+        return None
+    each = [origins(a, b, s.context, s.horizon, s.origin_stride) for a, b in ranges]
+    trial = np.repeat(np.arange(len(ranges)), [len(o) for o in each])
+    return _Plan(ranges, trial, np.concatenate(each), s.context, s.horizon, 0)
+
+
+def _score(
+    prepared: Prepared,
+    i: int,
+    protocol: str,
+    method: str,
+    forecaster: Forecaster,
+    plan: _Plan,
+    batch: int,
+) -> Score:
+    info = prepared.store.sessions[i]
+    neurons = info.n_neurons
+    trials = Sums((len(plan.ranges), neurons))
+    steps = Sums((plan.horizon - plan.skip, neurons))
+    n = len(plan.origin)
+    batch = min(batch, n)
+    for k in range(0, n, batch):
+        # The last batch is filled up with its last window: one shape, one compilation.
+        rows = np.minimum(np.arange(k, k + batch), n - 1)
+        size = min(batch, n - k)
+        shape = (batch, plan.context, neurons)
+        context, seen = np.empty(shape, np.float32), np.empty(shape, bool)
+        truth = np.zeros((size, plan.horizon, neurons), np.float32)
+        valid = np.zeros(truth.shape, bool)
+        for b, w in enumerate(rows):
+            start, stop = (int(v) for v in plan.ranges[plan.trial[w]])
+            z, mask = prepared.range(i, start, stop)
+            o = int(plan.origin[w]) - start
+            context[b], seen[b] = z[o - plan.context : o], mask[o - plan.context : o]
+            if b < size:
+                m = min(plan.horizon, stop - start - o)
+                truth[b, :m], valid[b, :m] = z[o : o + m], mask[o : o + m]
+        pred = np.asarray(forecaster(context, i, seen, plan.horizon), np.float32)
+        if pred.shape != (batch, plan.horizon, neurons) or not np.isfinite(pred).all():
+            bad = pred.shape != (batch, plan.horizon, neurons)
+            raise CalmError(
+                "a forecaster returned " + ("another shape" if bad else "NaN or infinity"),
+                where=f"method {method}, session {info.session}",
+                found=f"shape {pred.shape}" if bad else int((~np.isfinite(pred)).sum()),
+                expected=f"{(batch, plan.horizon, neurons)}" if bad else "finite values",
+            )
+        scored = (pred[:size, plan.skip :], truth[:, plan.skip :], valid[:, plan.skip :])
+        trials.add(plan.trial[rows[:size]], *scored, axis=1)
+        steps.add(slice(None), *scored, axis=0)
+    return Score(
+        protocol,
+        method,
+        info.session,
+        info.animal,
+        trials,
+        steps,
+        prepared.scalers.constant[i],
+        n,
+        plan.skip + 1,
+    )
+
+
+def rows_of(scores: Iterable[Score], seed: int | None = None) -> list[Row]:
+    """The rows of scores: per session, animal and in all; skill where copy-last is there."""
+    scores = list(scores)
+    rows: list[Row] = []
+    reference = {(s.protocol, s.session, s.animal): s for s in scores if s.method == "copy_last"}
+    for s in scores:
+        keep = ~s.constant
+        copy = reference.get((s.protocol, s.session, s.animal))
+
+        def put(metric: str, value: float, step: int | None = None, s: Score = s) -> None:
+            where = {"session": s.session, "animal": s.animal, "seed": seed}
+            rows.append(row(s.protocol, s.method, metric, value, step=step, **where))
+
+        # Neurons first, then trials: every trial counts the same.
+        for metric in ("mse", "mae"):
+            put(metric, _mean(_mean(getattr(s.trials, metric)[:, keep], 1)))
+        put("r", _mean(s.trials.pooled().r[keep]))
+        put("r_trial", _mean(_mean(s.trials.r[:, keep], 1)))
+        if copy is not None:
+            error, base = (_mean(_mean(c.trials.mse[:, keep], 1)) for c in (s, copy))
+            put("skill", _skill(error, base))
+        put("n_neurons", int(keep.sum()))
+        put("n_constant", int(s.constant.sum()))
+        put("n_trials", len(s.trials.n))
+        put("n_windows", s.windows)
+        values = {m: _mean(getattr(s.steps, m)[:, keep], 1) for m in ("mse", "mae", "r")}
+        if copy is not None:
+            values["skill"] = _skill(values["mse"], _mean(copy.steps.mse[:, keep], 1))
+        for metric, array in values.items():
+            for h, value in enumerate(array):
+                put(metric, value, step=s.first_step + h)
+    return averaged(rows)
+
+
+def _mean(x: np.ndarray, axis: int | None = None) -> np.ndarray:
+    """Mean of what is not NaN; NaN where nothing is."""
+    known = ~np.isnan(x)
+    n = known.sum(axis)
+    return np.where(n > 0, np.where(known, x, 0).sum(axis) / np.maximum(n, 1), np.nan)
+
+
+def _skill(error: np.ndarray, base: np.ndarray) -> np.ndarray:
+    """1 - error / base; NaN where copy-last makes no error."""
+    base = np.asarray(base)
+    return np.where(base > 0, 1 - error / np.where(base > 0, base, 1), np.nan)
+
+
+def evaluate_forecasts(
+    prepared: Prepared,
+    splits: Splits,
+    forecasters: Mapping[str, Forecaster],
+    settings: config.Forecasting,
+    part: str = "test",
+    *,
+    seed: int | None = None,
+    sessions: Sequence[int] | None = None,
+    protocols: Sequence[str] | None = None,
+    batch: int = 64,
+) -> list[Row]:
+    """Rows of every forecaster; copy-last and mean stand beside them always.
+
+    Args:
+      prepared, splits: the recordings and their parts.
+      forecasters: method name -> forecaster, called with contexts of one session.
+      settings: context, horizon, origins of the protocols.
+      part: the part that is scored.
+      seed: written into the rows. sessions: indices, None = all, held-out ones too.
+      protocols: None = those of `settings`. batch: windows per call of a forecaster.
+
+    Raises:
+      RecordingError: when a session has no range long enough for any protocol.
+      CalmError: when a forecaster returns another shape, or NaN.
+    """
+    sizes = (settings.context, settings.horizon)
+    simple = {
+        "copy_last": copy_last.fit(prepared, splits, *sizes),
+        "mean": mean.fit(prepared, splits, *sizes),
+    }
+    scores = score_forecasts(
+        prepared,
+        splits,
+        {**simple, **forecasters},
+        settings,
+        part,
+        sessions=sessions,
+        protocols=protocols,
+        batch=batch,
+    )
+    return rows_of(scores, seed)
