@@ -16,7 +16,8 @@ _WHERE = {
     "Experiment": "calm_jax.config",
     "Session": "calm_jax.recordings.session",
     "read": "calm_jax.recordings.formats",
-    "load": "calm_jax.forecasting",
+    "load": "calm_jax.runs",
+    "make_context": "calm_jax.forecasting",
     "forecast": "calm_jax.forecasting",
 }
 __all__ = ["__version__", *_WHERE]

@@ -147,9 +147,11 @@ def _info(known: argparse.Namespace, rest: list[str]) -> int | None:
 
 
 def _data(known: argparse.Namespace, rest: list[str]) -> None:
+    from calm_jax import config
     from calm_jax.recordings.build import build
 
-    build(known.name, source=known.source, store=known.store)
+    source = None if known.source is None else str(known.source)
+    print(build(config.Data(name=known.name, source=source, store=str(known.store))))
 
 
 def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
@@ -178,7 +180,7 @@ def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
     _start_jax()
     from calm_jax import pipeline
 
-    pipeline.forecast_file(
+    _, notes = pipeline.forecast_file(
         known.run,
         known.file,
         context=known.context,
@@ -187,6 +189,8 @@ def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
         samples=known.samples,
         out=known.out,
     )
+    for note in notes:
+        print(f"note: {note}", file=sys.stderr)
 
 
 def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:

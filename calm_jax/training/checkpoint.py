@@ -22,7 +22,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from calm_jax.errors import RunError, writing
-from calm_jax.training.mesh import agree
+from calm_jax.training.mesh import agree, barrier
 
 MANIFEST, META, ARRAYS = "manifest.json", "meta.json", "arrays"
 _TEMPORARY = "tmp-"
@@ -66,7 +66,7 @@ class Checkpoints:
         temporary = self.folder / f"{_TEMPORARY}{step:08d}"
         if first:
             self._begin(temporary)
-        _together(f"begin {step}")
+        barrier(f"begin {step}")
         failed = None
         try:
             self._arrays.save(temporary / ARRAYS, arrays, force=True)
@@ -210,10 +210,3 @@ def _flush(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _together(what: str) -> None:
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(what)

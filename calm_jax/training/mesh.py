@@ -138,3 +138,11 @@ def from_first(value: float) -> float:
     from jax.experimental import multihost_utils
 
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
+
+
+def barrier(what: str) -> None:
+    """Waits until all processes are here; nothing when there is one."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(what)
