@@ -154,20 +154,20 @@ class NextCode:
         return tok, tokens, mask
 
     def _terms(
-        self, net: DualAxisTransformer, tokens: Tokens, target: Array, mask: Array, key: Any
+        self, net: DualAxisTransformer, tokens: Tokens, true: Tokens, mask: Array, key: Any
     ) -> tuple[Array, dict[str, Array]]:
-        """Loss and metrics of tokens against the true codes `target` (B, T', N)."""
+        """Loss and metrics of tokens as the model sees them against the `true` ones."""
         c = self.config
         h = features(net, tokens, key=key)
         logits = code_logits(net, h[:, :-1])
         valid = mask.all(-1)[:, 1:]
-        nll = losses.cross_entropy(logits, target[:, 1:], valid)
-        hit = losses.masked_mean(jnp.argmax(logits, -1) == target[:, 1:], valid)
+        nll = losses.cross_entropy(logits, true.codes[:, 1:], valid)
+        hit = losses.masked_mean(jnp.argmax(logits, -1) == true.codes[:, 1:], valid)
         loss, metrics = c.code_weight * nll, {"nll": nll, "accuracy": hit}
         if net.readout is not None:
-            ahead, known = frames_ahead(tokens.values, mask, c.readout_frames)
+            ahead, known = frames_ahead(true.values, mask, c.readout_frames)
             mse = losses.masked_mse(read_frames(net, h, tokens.values), ahead, known)
-            copy = losses.masked_mse(tokens.values[..., -1:], ahead, known)
+            copy = losses.masked_mse(true.values[..., -1:], ahead, known)
             loss = loss + c.readout_weight * mse
             metrics |= {"mse": mse, "mse_copy": copy}
         return loss, metrics
@@ -179,13 +179,13 @@ class NextCode:
         c = self.config
         tok, tokens, mask = self._inputs(extra, batch)
         net = self.model(params)
-        target = tokens.codes
+        true = tokens
         k_noise, k_scheduled, k_dropout = jax.random.split(key, 3)
         if c.noise_probability > 0:
-            tokens = tokens._replace(codes=self._noisy(tok, target, k_noise))
+            tokens = tokens._replace(codes=self._noisy(tok, true.codes, k_noise))
         if c.scheduled_probability > 0:
             tokens = self._scheduled(tok, net, tokens, k_scheduled)
-        loss, metrics = self._terms(net, tokens, target, mask, k_dropout)
+        loss, metrics = self._terms(net, tokens, true, mask, k_dropout)
         return loss, (extra, metrics)
 
     def _noisy(self, tok: tokenizers.Tokenizer, codes: Array, key: Array) -> Array:
@@ -203,8 +203,8 @@ class NextCode:
     ) -> Tokens:
         """Scheduled sampling: a block of steps takes the model's own predictions.
 
-        The predictions are one step ahead given the true past, so one more forward
-        pass makes them all; no gradient runs through them.
+        The predictions are one step ahead given the past as it comes in, so one more
+        forward pass makes them all; no gradient runs through them.
         """
         c = self.config
         b, t, _ = tokens.codes.shape
@@ -286,5 +286,5 @@ class NextCode:
 
     def _evaluate(self, params: dict, extra: dict, batch: dict) -> dict[str, Array]:
         _, tokens, mask = self._inputs(extra, batch)
-        loss, metrics = self._terms(self.model(params), tokens, tokens.codes, mask, None)
+        loss, metrics = self._terms(self.model(params), tokens, tokens, mask, None)
         return {"loss": loss} | metrics
