@@ -1,0 +1,154 @@
+"""The report of a run: figures in files, and one HTML page that needs nothing else."""
+
+from __future__ import annotations
+
+import base64
+import datetime
+from pathlib import Path
+
+import calm_jax
+from calm_jax import config
+from calm_jax.files import replacing
+from calm_jax.report import command, html, sections, style, tables
+from calm_jax.report.contents import Contents, machine, read
+from calm_jax.report.sections import Drawing, Section
+
+FIGURES = "figures"
+PAGE = "report.html"
+
+
+def write_report(run: Path) -> Path:
+    """Writes `figures/*.png`, `figures/*.svg` and `report.html` of a run folder.
+
+    What the run has not come to yet is named in one line and left out.
+
+    Returns:
+      The path of the page: self-contained, readable without a network.
+
+    Raises:
+      RunError: when `run` is no run folder, or cannot be written to.
+    """
+    contents = read(Path(run))
+    lines = tables.summarise(contents.rows)
+    trained = command.pretrain(contents.experiment, contents.shown_folder)
+    scored = command.evaluate(contents.shown_folder)
+    with style.look():
+        parts = [
+            ("At a glance", html.glance(contents, lines), Section([], []), trained),
+            (
+                "Forecasts in numbers",
+                html.summary(contents, lines),
+                sections.summary(contents, lines),
+                scored,
+            ),
+            ("Skill per step ahead", "", sections.skill(contents), scored),
+            ("Example forecasts", "", sections.forecasts(contents), scored),
+            ("Correlation per neuron", "", sections.neurons(contents), scored),
+            (
+                "Reconstruction",
+                html.reconstruction(contents),
+                sections.reconstructions(contents),
+                scored,
+            ),
+            ("Code usage", "", sections.codes(contents), scored),
+            ("Losses", "", sections.losses(contents), trained),
+        ]
+        bodies = [
+            (title, text + _figures(contents, section), made)
+            for title, text, section, made in parts
+        ]
+    bodies.append(("The run", _run(contents), trained))
+    path = contents.folder / PAGE
+    with replacing(path) as part:
+        part.write_text(_page(contents, bodies), encoding="utf-8")
+    return path
+
+
+def _figures(run: Contents, section: Section) -> str:
+    """The drawings of a section, saved and set into the page, and what is missing."""
+    shown = [_figure(run, d) for d in section.drawings]
+    out = f'<div class="grid">{"".join(shown)}</div>' if shown else ""
+    return out + "".join(f'<p class="missing">{html.escape(m)}.</p>' for m in section.missing)
+
+
+def _figure(run: Contents, drawing: Drawing) -> str:
+    png, svg = style.save(drawing.figure, run.folder / FIGURES, drawing.name)
+    # As an image, so that names inside one drawing cannot meet those of another.
+    data = base64.b64encode(svg.read_bytes()).decode()
+    caption = html.escape(drawing.caption)
+    links = f'<a href="{FIGURES}/{png.name}">PNG</a> <a href="{FIGURES}/{svg.name}">SVG</a>'
+    return (
+        f'<figure id="fig-{drawing.name}"><img alt="{caption}" '
+        f'src="data:image/svg+xml;base64,{data}">'
+        f"<figcaption>{caption} <span>{links}</span></figcaption></figure>"
+    )
+
+
+def _run(run: Contents) -> str:
+    """Stages, split, machine, commands and the configuration."""
+    rows = []
+    for stage, facts in run.stages.items():
+        rest = {k: v for k, v in facts.items() if k not in ("seconds", "finished", "machine")}
+        notes = ", ".join(f"{k} {v}" for k, v in rest.items() if isinstance(v, (str, int, float)))
+        seconds = facts.get("seconds")
+        time = "–" if seconds is None else _duration(seconds)
+        finished = str(facts.get("finished", "–")).replace("T", " ").replace("+00:00", " UTC")
+        rows.append([stage, time, finished, notes])
+    out = html.table(["stage", "took", "finished", ""], rows, numbers=[]) if rows else ""
+    if run.split is not None:
+        out += html.split_table(run.split)
+    for name, why in run.problems.items():
+        out += f'<p class="missing">{html.escape(f"{name}: {why}")}.</p>'
+    folder = run.shown_folder
+    commands = [
+        ("everything: training, evaluation, this page",
+         command.pretrain(run.experiment, folder)),
+        ("the numbers alone", command.evaluate(folder)),
+        ("this page and its figures alone", command.report(folder)),
+    ]  # fmt: skip
+    for what, text in commands:
+        out += f"<p>{html.escape(what.capitalize())}:</p><pre>{html.escape(text)}</pre>"
+    text = html.escape(config.dumps(run.experiment))
+    mark = config.fingerprint(run.experiment)
+    return out + (
+        f"<details><summary>Configuration (fingerprint {mark})</summary>"
+        f"<pre>{text}</pre></details>"
+    )
+
+
+def _page(run: Contents, bodies: list[tuple[str, str, str]]) -> str:
+    name = html.escape(run.experiment.name)
+    purpose = html.escape(run.experiment.purpose)
+    toc, main = [], []
+    for title, body, made in bodies:
+        key = title.lower().replace(" ", "-")
+        toc.append(f'<li><a href="#{key}">{title}</a></li>')
+        note = f'<p class="made">made by <code>{html.escape(made)}</code></p>'
+        main.append(f'<section id="{key}"><h2>{title}</h2>{body}{note}</section>')
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    trained = {str(f["machine"]) for f in run.stages.values() if f.get("machine")}
+    where = f"run on {', '.join(sorted(trained))}" if trained else f"page written on {machine()}"
+    head = [
+        f"run <code>{html.escape(run.shown_folder)}</code>",
+        f"written {date}",
+        f"calm_jax {calm_jax.__version__}",
+        html.escape(where),
+    ]
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{name}: calm_jax report</title><style>{html.STYLE}</style></head><body>"
+        f"<header><h1>{name}</h1>"
+        + (f"<p>{purpose}</p>" if purpose else "")
+        + f'<p class="facts">{" · ".join(head)}</p></header>'
+        f'<nav aria-label="Contents"><ul>{"".join(toc)}</ul></nav>'
+        f"<main>{''.join(main)}</main></body></html>\n"
+    )
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"

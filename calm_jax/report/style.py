@@ -1,0 +1,118 @@
+"""How figures look: one colour and one name per method everywhere, sizes, saving."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from calm_jax.files import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+WIDTH = 4.2  # inches, one column
+TRUE = "#111111"  # what was recorded
+QUIET = "#767676"  # reference lines and notes
+# Okabe and Ito's palette, told apart by all common forms of colour vision; lines differ
+# in their dashes too, so that they survive a grey print.
+_METHODS = {
+    "calm": ("CalM", "#D55E00", "-"),
+    "calm_tokenizer": ("tokenizer", "#D55E00", "-"),
+    "copy_last": ("copy last", "#767676", ":"),
+    "copy": ("copy last", "#767676", ":"),
+    "mean": ("mean", "#56B4E9", (0, (1, 1, 3, 1))),
+    "shared_linear": ("shared linear", "#009E73", "--"),
+    "population_ridge": ("population ridge", "#0072B2", "-."),
+}
+_SPARE = ("#CC79A7", "#E69F00", "#332288", "#882255", "#44AA99", "#999933", "#661100")
+_RC = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
+    "font.size": 8.5,
+    "axes.titlesize": 8.5,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 8.5,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": "#444444",
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "legend.fontsize": 8,
+    "legend.frameon": False,
+    "legend.handlelength": 2.2,
+    "lines.linewidth": 1.3,
+    "text.color": "#111111",
+    "figure.facecolor": "white",
+    "savefig.facecolor": "white",
+    "svg.hashsalt": "calm_jax",  # the same data give the same file
+    "svg.fonttype": "path",
+}
+
+
+def own(method: str) -> bool:
+    """Whether a method is one of the package's own models."""
+    return method.startswith(("calm", "poyo"))
+
+
+def label(method: str) -> str:
+    """The name of a method as a reader sees it."""
+    return _METHODS[method][0] if method in _METHODS else method.replace("_", " ")
+
+
+def colour(method: str) -> str:
+    """The colour of a method: the same in every figure and every run."""
+    if method in _METHODS:
+        return _METHODS[method][1]
+    return _SPARE[sum(method.encode()) % len(_SPARE)]
+
+
+def line(method: str) -> dict:
+    """Keyword arguments of `Axes.plot` for a method."""
+    dashes = _METHODS[method][2] if method in _METHODS else (0, (5, 1))
+    width = 2.0 if own(method) else 1.2
+    order = 3 if own(method) else 2
+    return {"color": colour(method), "linestyle": dashes, "linewidth": width, "zorder": order}
+
+
+@contextmanager
+def look() -> Iterator[None]:
+    """The look of the report, for everything drawn and saved inside."""
+    import matplotlib
+
+    with matplotlib.rc_context(_RC):
+        yield
+
+
+def panels(count: int = 1, height: float = 2.6, width: float = WIDTH) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` axes above each other, drawn without a window system.
+
+    Args:
+      height: inches per axis.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height * count), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(count, 1, squeeze=False)
+    return figure, list(axes[:, 0])
+
+
+def save(figure: Figure, folder: Path, name: str) -> list[Path]:
+    """Writes `name`.png (250 dots per inch) and `name`.svg; gives their paths.
+
+    Raises:
+      RunError: when the disk is full or the folder cannot be written to.
+    """
+    out = []
+    for suffix, options in ((".png", {"dpi": 250}), (".svg", {"metadata": {"Date": None}})):
+        path = Path(folder) / f"{name}{suffix}"
+        with replacing(path) as part:
+            figure.savefig(part, **options)
+        out.append(path)
+    return out
