@@ -17,20 +17,19 @@ Axis = int | Sequence[int] | None
 
 
 def masked_mean(values: Array, mask: Array | None = None, axis: Axis = None) -> Array:
-    """Mean of `values` over `axis` where `mask` is True; 0 where nothing is valid.
+    """Float32 mean of `values` over `axis` where `mask` is True; 0 where nothing is.
 
     Shapes: values (...), mask broadcastable to it -> values reduced over `axis`.
     """
+    values = jnp.asarray(values, jnp.float32)
     if mask is None:
         return jnp.mean(values, axis)
     mask = jnp.broadcast_to(jnp.asarray(mask, bool), values.shape)
     total = jnp.sum(jnp.where(mask, values, 0), axis)
-    return total / jnp.maximum(jnp.sum(mask, axis), 1)
+    return total / jnp.maximum(jnp.sum(mask, axis), 1).astype(jnp.float32)
 
 
-def masked_mse(
-    pred: Array, target: Array, mask: Array | None = None, axis: Axis = None
-) -> Array:
+def masked_mse(pred: Array, target: Array, mask: Array | None = None, axis: Axis = None) -> Array:
     """Mean squared error over `axis` and the valid samples: mean (pred - target)^2.
 
     Shapes: pred, target (...), mask broadcastable -> reduced over `axis`.
@@ -38,9 +37,7 @@ def masked_mse(
     return masked_mean(jnp.square(_difference(pred, target, mask)), mask, axis)
 
 
-def masked_mae(
-    pred: Array, target: Array, mask: Array | None = None, axis: Axis = None
-) -> Array:
+def masked_mae(pred: Array, target: Array, mask: Array | None = None, axis: Axis = None) -> Array:
     """Mean absolute error over `axis` and the valid samples: mean |pred - target|.
 
     Shapes: pred, target (...), mask broadcastable -> reduced over `axis`.
@@ -77,7 +74,7 @@ def pearson_loss(
     mask = jnp.broadcast_to(jnp.asarray(mask, bool), target.shape)
     x = jnp.where(mask, pred, 0).astype(jnp.float32)
     y = jnp.where(mask, target, 0).astype(jnp.float32)
-    n = jnp.sum(mask, axis, keepdims=True)
+    n = jnp.sum(mask, axis, keepdims=True).astype(jnp.float32)
     mean = lambda a: jnp.sum(a, axis, keepdims=True) / jnp.maximum(n, 1)
     dx = jnp.where(mask, x - mean(x), 0)
     dy = jnp.where(mask, y - mean(y), 0)

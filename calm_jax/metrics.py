@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 Axis = int | Sequence[int] | None
@@ -20,10 +21,11 @@ def average(values: Array, mask: Array | None = None, axis: Axis = None) -> Arra
 
     Shapes: values (...), mask broadcastable -> reduced over `axis`.
     """
+    values = jnp.asarray(values)
     keep = ~jnp.isnan(values)
     if mask is not None:
         keep &= jnp.asarray(mask, bool)
-    n = jnp.sum(keep, axis)
+    n = jnp.sum(keep, axis).astype(values.dtype)
     total = jnp.sum(jnp.where(keep, values, 0), axis)
     return jnp.where(n > 0, total / jnp.maximum(n, 1), jnp.nan)
 
@@ -44,7 +46,7 @@ def mae(pred: Array, target: Array, mask: Array | None = None, axis: Axis = 0) -
 
 def _centred(x: Array, mask: Array, axis: Axis) -> tuple[Array, Array, Array]:
     """Valid samples less their mean (0 elsewhere), their variance, and whether it is real."""
-    n = jnp.maximum(jnp.sum(mask, axis, keepdims=True), 1)
+    n = jnp.maximum(jnp.sum(mask, axis, keepdims=True), 1).astype(x.dtype)
     x = jnp.where(mask, x, 0)
     d = jnp.where(mask, x - jnp.sum(x, axis, keepdims=True) / n, 0)
     variance = jnp.sum(d * d, axis, keepdims=True) / n
@@ -64,7 +66,7 @@ def pearson(pred: Array, target: Array, mask: Array | None = None, axis: Axis = 
     dx, var_x, real_x = _centred(pred, mask, axis)
     dy, var_y, real_y = _centred(target, mask, axis)
     n = jnp.sum(mask, axis, keepdims=True)
-    cov = jnp.sum(dx * dy, axis, keepdims=True) / jnp.maximum(n, 1)
+    cov = jnp.sum(dx * dy, axis, keepdims=True) / jnp.maximum(n, 1).astype(dx.dtype)
     both = real_x & real_y
     r = jnp.where(both, cov / jnp.sqrt(jnp.where(both, var_x * var_y, 1)), 0.0)
     return jnp.squeeze(jnp.where(real_y & (n > 1), r, jnp.nan), axis)
@@ -94,7 +96,7 @@ def usage(codes: Array, size: int, mask: Array | None = None) -> Array:
     """
     codes = jnp.ravel(codes)
     weights = None if mask is None else jnp.ravel(jnp.asarray(mask, jnp.float32))
-    counts = jnp.bincount(codes, weights, length=size)
+    counts = jnp.bincount(codes, weights, length=size).astype(jnp.float32)
     return counts / jnp.maximum(jnp.sum(counts), 1)
 
 
@@ -132,8 +134,8 @@ def quantile_loss(quantiles: Array, levels: Array, target: Array) -> Array:
 
     Shapes: quantiles (Q, ...), levels (Q,), target (...) -> (Q, ...).
     """
-    levels = jnp.reshape(jnp.asarray(levels), (-1,) + (1,) * target.ndim)
     d = target - quantiles
+    levels = np.asarray(levels, np.float32).reshape((-1,) + (1,) * target.ndim)
     return jnp.maximum(levels * d, (levels - 1) * d)
 
 
@@ -145,8 +147,8 @@ def crps_quantiles(quantiles: Array, levels: Array, target: Array) -> Array:
 
     Shapes: quantiles (Q, ...), levels (Q,), target (...) -> (...).
     """
-    levels = jnp.asarray(levels)
     loss = quantile_loss(quantiles, levels, target)
+    levels = jnp.asarray(np.asarray(levels, np.float32))
     edges = jnp.concatenate([jnp.zeros(1), (levels[1:] + levels[:-1]) / 2, jnp.ones(1)])
     return 2 * jnp.tensordot(jnp.diff(edges), loss, 1)
 
@@ -160,9 +162,10 @@ def crps_samples(samples: Array, target: Array) -> Array:
     Shapes: samples (S, ...), target (...) -> (...).
     """
     s = samples.shape[0]
-    error = jnp.mean(jnp.abs(samples - target), 0)
+    samples = jnp.asarray(samples)
+    error = jnp.mean(jnp.abs(samples - jnp.asarray(target, samples.dtype)), 0)
     if s == 1:
         return error
-    rank = 2.0 * jnp.arange(1, s + 1) - s - 1
+    rank = 2 * jnp.arange(1, s + 1, dtype=samples.dtype) - (s + 1)
     spread = 2 * jnp.tensordot(rank, jnp.sort(samples, 0), 1) / (s * (s - 1))
     return error - spread / 2
