@@ -65,8 +65,9 @@ def writing(path: object) -> Iterator[None]:
     try:
         yield
     except OSError as e:
-        # HDF5 gives the reason in its text alone.
-        if e.errno in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(e):
+        # HDF5 and tensorflow-datasets give the reason in the text alone.
+        full = any(x in str(e) for x in ("No space left on device", "Not enough disk space"))
+        if full or e.errno in (errno.ENOSPC, errno.EDQUOT):
             raise RunError(
                 "the disk is full",
                 where=path,

@@ -162,17 +162,16 @@ def _write_shards(features: Any, examples: Iterator, folder: Path) -> tuple[list
     """Writes `shard-<i>.tmp` files; returns the records in each and the bytes of all."""
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
     lengths: list[int] = []
-    size = 0
-    with contextlib.ExitStack() as open_shard:
-        held, writer = SHARD_BYTES, None
+    held, size, writer = SHARD_BYTES, 0, None
+    try:
         for _, example in examples:
             data = serializer.serialize_example(features.encode_example(example))
             with _disk_errors():
                 if held >= SHARD_BYTES:
-                    open_shard.close()
+                    if writer is not None:
+                        writer.close()
                     path = folder / f"shard-{len(lengths)}.tmp"
                     writer = ArrayRecordWriter(str(path), WRITER_OPTIONS)
-                    open_shard.callback(writer.close)
                     lengths.append(0)
                     held = 0
                 writer.write(data)
@@ -180,7 +179,13 @@ def _write_shards(features: Any, examples: Iterator, folder: Path) -> tuple[list
             held += len(data)
             size += len(data)
         with _disk_errors():
-            open_shard.close()
+            writer.close()
+    except BaseException:
+        examples.close()  # lets go of sessions.h5
+        if writer is not None:
+            with contextlib.suppress(RuntimeError):  # it fails again for the same reason
+                writer.close()
+        raise
     return lengths, size
 
 

@@ -245,7 +245,7 @@ class NeuronTable:
             raise RecordingError(
                 "neuron ids must be unique within a session",
                 where="neuron/id",
-                found=f"{unique[counts > 1][0]!r} {counts.max()} times",
+                found=f"{str(unique[counts > 1][0])!r} {counts.max()} times",
             )
         object.__setattr__(self, "id", _frozen(ids))
         object.__setattr__(

@@ -14,6 +14,7 @@ bounded cache.
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import difflib
 import functools
@@ -152,6 +153,12 @@ class Store:
     def neuron_offset(self, i: int) -> int:
         """The first row of session `i` in a table of the neurons of all sessions."""
         return int(self._offsets[range(len(self.sessions))[i]])
+
+    def neuron_ids(self, i: int) -> np.ndarray:
+        """(N,) text, the ids of the neurons of session `i`."""
+        with _open(self.folder / SIDE_FILE) as file:
+            ids = file[f"sessions/{range(len(self.sessions))[i]}/neuron/id"]
+            return ids.asstr()[()].astype(str)
 
     def index_of(self, session: str) -> int:
         """The place of the session with this id.
@@ -355,8 +362,9 @@ class StoreWriter:
         self._file.close()
 
     def abandon(self) -> None:
-        """Closes the file after a failure."""
-        self._file.close()
+        """Closes the file after a failure, which may make closing fail too."""
+        with contextlib.suppress(OSError, RuntimeError):
+            self._file.close()
 
 
 def constant_traces(session: Session) -> np.ndarray:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from calm_jax.errors import RecordingError
+from calm_jax.recordings.formats.interchange import DAMAGE
 from calm_jax.recordings.formats.located import located
 from calm_jax.recordings.session import Channel, Session
 from data.session_builder import SessionBuilder, source_of
@@ -77,7 +76,7 @@ def read_worm(path: str | Path) -> Session:
                     )
                 wanted = (*NEEDED, *CONTINUOUS, "reversal", "animal", "strain")
                 field = {k: archive[k] for k in wanted if k in archive}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as e:
+        except DAMAGE as e:
             raise RecordingError("the file cannot be read", found=str(e)) from e
         traces = field["f_over_f20"]
         if traces.ndim != 2 or traces.shape[1] != field["t"].size:

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import os
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +25,11 @@ from calm_jax.recordings.formats.located import located
 from calm_jax.recordings.session import Session
 
 SUFFIXES = (".npz", ".h5", ".hdf5")
+# What numpy, zipfile and h5py raise for files that are cut short or have wrong bytes.
+DAMAGE = (
+    OSError, EOFError, ValueError, TypeError, KeyError, IndexError, RuntimeError, MemoryError,
+    OverflowError, SyntaxError, zipfile.BadZipFile, zlib.error, struct.error, tokenize.TokenError,
+)  # fmt: skip
 HDF5_MAGIC = b"\x89HDF\r\n\x1a\n"
 ZIP_MAGIC = (b"PK\x03\x04", b"PK\x05\x06")
 
@@ -110,8 +117,13 @@ def read_group(
       RecordingError: naming the field.
     """
     names: list[str] = []
-    group.visititems(lambda name, item: names.append(name) if _is_data(item) else None)
-    return from_fields(names, lambda n: _h5_array(group[n], n), traces, valid, session)
+    try:
+        group.visititems(lambda name, item: names.append(name) if _is_data(item) else None)
+        # h5py hands names that are no UTF-8 over as bytes.
+        names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
+    except DAMAGE as e:
+        raise _damaged(e) from e
+    return from_fields(names, lambda n: _h5_array(group, n), traces, valid, session)
 
 
 def _put(group: h5py.Group, fields: Mapping[str, np.ndarray]) -> None:
@@ -133,7 +145,7 @@ def _put(group: h5py.Group, fields: Mapping[str, np.ndarray]) -> None:
 def _hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
-    except (OSError, RuntimeError) as e:
+    except DAMAGE as e:
         raise _damaged(e) from e
     with file:
         yield file
@@ -143,28 +155,26 @@ def _is_data(item: Any) -> bool:
     return isinstance(item, h5py.Dataset)
 
 
-def _h5_array(data: h5py.Dataset, name: str) -> np.ndarray:
+def _h5_array(group: h5py.Group, name: str) -> np.ndarray:
     try:
+        data = group[name]
         if h5py.check_string_dtype(data.dtype) is not None and data.dtype.kind == "O":
             return np.asarray(data.asstr()[()]).astype(str)
         return _plain(np.asarray(data[()]), name)
-    except (OSError, RuntimeError, ValueError, TypeError, MemoryError) as e:
+    except DAMAGE as e:
         raise _damaged(e, name) from e
 
 
 def _read_npz(path: Path) -> Session:
     try:
         archive = np.load(path, allow_pickle=False)
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as e:
+    except DAMAGE as e:
         raise _damaged(e) from e
 
     def get(name: str) -> np.ndarray:
         try:
             array = archive[name]
-        except (
-            zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, KeyError,
-            NotImplementedError, RuntimeError, MemoryError, SyntaxError, TypeError,
-        ) as e:  # fmt: skip
+        except DAMAGE as e:
             if "allow_pickle" in str(e):
                 raise RecordingError(
                     "an array of Python objects",
