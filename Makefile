@@ -30,7 +30,7 @@ report: env  ## write the report of a run again: RUN=runs/calm_base
 	@exec $(PY) -m calm_jax report $(RUN) $(ARGS)
 
 test: env  ## all tests
-	@exec $(PY) -m pytest -n 2 $(ARGS)
+	@exec $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 lint: env  ## check the style
 	@$(PY) -m ruff check --quiet . && echo "lint: fine"

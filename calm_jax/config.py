@@ -160,7 +160,7 @@ class Training:
     eval_every: int = 200  # steps
     eval_batches: int = 8  # validation batches each time
     early_stop: int | None = None  # evaluations without improvement; the best is kept
-    checkpoint_seconds: float = 120.0  # between checkpoints; also at every evaluation that improves
+    checkpoint_seconds: float = 120.0  # between checkpoints; with early_stop also at each new best
     keep: int = 2  # checkpoints kept
 
 

@@ -126,6 +126,7 @@ class _Run:
         self.checkpoints = Checkpoints(
             folder / "checkpoints", keep=training.keep, notify=self.log.note
         )
+        self.no_flags = self._flags(0)
         self.progress, self.saved = Progress(), 0
         init_key, self.key = jax.random.split(jax.random.key(seed))
         self.started = self.last_save = time.monotonic()
@@ -200,7 +201,7 @@ class _Run:
                     break
                 request = 0
                 self._event(p.step)
-                metrics = self._dispatch(step_function, batches.next(p.step), signals)
+                metrics = self._dispatch(step_function, self._next(batches, p.step), signals)
                 due_line = self._print_line(due_line)
                 p.step += 1
                 if p.step % self.training.log_every == 0 or p.step == 1:
@@ -239,10 +240,22 @@ class _Run:
 
     def _dispatch(self, step_function: Any, batch: dict, signals: StopSignals) -> dict:
         request = self._local_request(signals) if jax.process_count() > 1 else 0
-        flags = np.full((jax.local_device_count(),), request, np.int32)
-        flags = meshes.shard_batch({"flags": flags}, self.mesh)["flags"]
+        flags = self._flags(request) if request else self.no_flags
         self.leaves, metrics = step_function(self.leaves, batch, flags)
         return metrics
+
+    def _flags(self, request: int) -> jax.Array:
+        """(devices,) int32, the request of each device's process."""
+        flags = np.full((jax.local_device_count(),), request, np.int32)
+        return meshes.shard_batch({"flags": flags}, self.mesh)["flags"]
+
+    def _next(self, batches: Prefetch, step: int) -> dict[str, jax.Array]:
+        try:
+            return batches.next(step)
+        except Exception:
+            if jax.process_count() == 1:  # a recording that cannot be read costs no work
+                self._save()
+            raise
 
     def _print_line(self, line: tuple[int, dict] | None) -> None:
         """Writes the metrics of an earlier step, now that a later one is under way."""

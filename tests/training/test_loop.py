@@ -16,7 +16,7 @@ from calm_jax.errors import ConfigError, RunError
 from calm_jax.training.log import Log
 from calm_jax.training.loop import train
 from calm_jax.training.optimizers import learning_rate
-from calm_jax.training.signals import Interrupted
+from calm_jax.training.signals import Interrupted, StopSignals
 from tests.training.toy import TRAINING, Toy
 
 pytestmark = [
@@ -106,7 +106,7 @@ def test_the_step_compiles_once_and_lines_are_complete(tmp_path):
     assert [x["step"] for x in lines(tmp_path) if x["split"] == "valid"] == [10, 20, 30]
 
 
-# 5 and 6: before the event at step 7; 10 and 20: where a validation is due
+# Before the event at step 7, after it, and where a validation is due (10 and 20)
 @pytest.mark.parametrize("at", [5, 8, 9, 19])
 def test_resume_is_equal_to_the_bit(tmp_path, whole, at):
     with pytest.raises(Interrupted) as stopped:
@@ -131,16 +131,16 @@ def np_state(folder):
     return {k: np.asarray(v) for k, v in found.items()}
 
 
-def test_resume_after_a_crash_repeats_from_the_checkpoint(tmp_path, whole):
+def test_a_batch_that_fails_costs_no_work(tmp_path, whole):
     class Crash(Toy):
         def batch(self, step, part=0, parts=1):
             if step == 17:
                 raise MemoryError("out of memory")
             return super().batch(step, part, parts)
 
-    often = dataclasses.replace(TRAINING, checkpoint_seconds=0.0)
     with pytest.raises(MemoryError):
-        run(tmp_path, Crash(), often)
+        run(tmp_path, Crash())
+    assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["00000017"]
     assert equal(run(tmp_path).params, whole[1].params)
     assert lines(tmp_path) == lines(whole[0])
 
@@ -150,6 +150,24 @@ def test_ctrl_c_leaves_with_130(tmp_path):
         run(tmp_path, Killed(3, signal.SIGINT))
     assert stopped.value.code == 130
     assert isinstance(stopped.value, SystemExit)
+
+
+def test_a_second_ctrl_c_ends_the_process():
+    with StopSignals() as signals:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert signals.received == signal.SIGINT
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+
+
+def test_lines_after_the_last_checkpoint_of_a_killed_run_are_written_once(tmp_path, whole):
+    # A kill -9 after step 12: the checkpoint is of step 10, the log is ahead of it.
+    with pytest.raises(Interrupted):
+        run(tmp_path, Killed(10))
+    with open(tmp_path / "metrics.jsonl", "a") as f:
+        ahead = {"stage": "toy", "split": "train", "step": 15, "loss": -1.0, "time": 0.0}
+        f.write(json.dumps(ahead) + "\n")
+    run(tmp_path)
+    assert lines(tmp_path) == lines(whole[0])
 
 
 def test_early_stopping_keeps_the_best(tmp_path):
