@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calm_jax.layers.attention import SelfAttention, rotary
@@ -23,6 +25,21 @@ def module(causal=True, rope=True, width=8, heads=2, rate=0.0, dtype=jnp.float32
     )
     # Weights of order 1, or every softmax would be uniform to rounding.
     return jax.tree.map(lambda a: jnp.asarray(RNG.normal(size=a.shape) * 0.5, a.dtype), m)
+
+
+# One compilation a shape: eager calls would compile every operation on its own.
+apply = jax.jit(lambda m, x, mask=None: m(x, mask))
+
+
+@functools.partial(jax.jit, static_argnames="sizes")
+def in_pieces(m, x, sizes):
+    """The steps of x in pieces of the given sizes through one cache."""
+    cache, at, out = m.cache(x.shape[0], 12), 0, []
+    for size in sizes:
+        y, cache = m.extend(x[:, at : at + size], cache, at)
+        out.append(y)
+        at += size
+    return jnp.concatenate(out, 1), cache
 
 
 def rotary_oracle(x, positions, base=1e4):
@@ -83,9 +100,9 @@ def test_attention_equals_the_oracle(causal, rope):
     x = jnp.asarray(RNG.normal(size=(3, 6, 8)), jnp.float32)
     mask = np.ones((3, 6), bool)
     mask[0, 4:], mask[1, 3] = False, False
-    np.testing.assert_allclose(m(x), attention_oracle(m, x), atol=1e-5)
+    np.testing.assert_allclose(apply(m, x), attention_oracle(m, x), atol=1e-5)
     np.testing.assert_allclose(
-        m(x, jnp.asarray(mask)), attention_oracle(m, x, mask), atol=1e-5
+        apply(m, x, jnp.asarray(mask)), attention_oracle(m, x, mask), atol=1e-5
     )
 
 
@@ -94,18 +111,17 @@ def test_masked_keys_change_nothing_bit_for_bit():
     x = jnp.asarray(RNG.normal(size=(2, 6, 8)), jnp.float32)
     mask = jnp.arange(6)[None] < jnp.array([[4], [6]])
     other = x.at[0, 4:].set(1e3)
-    a, b = m(x, mask), m(other, mask)
+    a, b = apply(m, x, mask), apply(m, other, mask)
     np.testing.assert_array_equal(a[0, :4], b[0, :4])
     np.testing.assert_array_equal(a[1], b[1])
     # Nothing at all to attend to: finite, so that padding cannot poison a gradient.
-    assert np.isfinite(m(x, jnp.zeros((2, 6), bool))).all()
+    assert np.isfinite(apply(m, x, jnp.zeros((2, 6), bool))).all()
 
 
 def test_causal_bit_for_bit():
     m = module()
     x = jnp.asarray(RNG.normal(size=(2, 9, 8)), jnp.float32)
-    f = jax.jit(m.__call__)
-    a, b = f(x), f(x.at[:, 5:].add(100.0))
+    a, b = apply(m, x), apply(m, x.at[:, 5:].add(100.0))
     np.testing.assert_array_equal(a[:, :5], b[:, :5])
     assert np.abs(a[:, 5:] - b[:, 5:]).min(axis=(0, 2)).max() > 0
 
@@ -113,23 +129,18 @@ def test_causal_bit_for_bit():
 def test_extension_by_any_number_of_steps_equals_the_whole():
     m = module()
     x = jnp.asarray(RNG.normal(size=(2, 9, 8)), jnp.float32)
-    whole = m(x)
-    for sizes in ([9], [4, 5], [1] * 9, [3, 1, 2, 3]):
-        cache, at, out = m.cache(2, 12), 0, []
-        for size in sizes:
-            y, cache = m.extend(x[:, at : at + size], cache, at)
-            out.append(y)
-            at += size
-        np.testing.assert_allclose(jnp.concatenate(out, 1), whole, atol=1e-5)
+    for sizes in ((9,), (4, 5), (3, 1, 2, 1, 1, 1)):
+        y, cache = in_pieces(m, x, sizes)
+        np.testing.assert_allclose(y, apply(m, x), atol=1e-5)
     assert cache.keys.shape == (2, 12, 2, 4)
 
 
 def test_a_stale_cache_behind_the_position_is_not_seen():
     m = module()
     x = jnp.asarray(RNG.normal(size=(1, 4, 8)), jnp.float32)
-    clean, _ = m.extend(x, m.cache(1, 7), 0)
-    dirty = jax.tree.map(lambda a: a + 1e3, m.cache(1, 7))
-    got, _ = m.extend(x, dirty, 0)
+    extend = jax.jit(lambda cache: m.extend(x, cache, 0)[0])
+    clean = extend(m.cache(1, 7))
+    got = extend(jax.tree.map(lambda a: a + 1e3, m.cache(1, 7)))
     np.testing.assert_array_equal(got, clean)
 
 
@@ -137,9 +148,10 @@ def test_without_rotary_attention_is_permutation_equivariant():
     m = module(causal=False, rope=False)
     x = jnp.asarray(RNG.normal(size=(2, 7, 8)), jnp.float32)
     order = RNG.permutation(7)
-    np.testing.assert_allclose(m(x)[:, order], m(x[:, order]), atol=1e-5)
+    np.testing.assert_allclose(apply(m, x)[:, order], apply(m, x[:, order]), atol=1e-5)
 
 
+@settings(max_examples=6)
 @given(st.integers(1, 5), st.integers(1, 9), st.sampled_from([(4, 2), (8, 2), (12, 3)]))
 def test_shapes(batch, length, sizes):
     width, heads = sizes
