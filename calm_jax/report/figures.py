@@ -29,10 +29,12 @@ def loss_curve(
     ylabel: str = "loss",
     reference: tuple[str, float] | None = None,
     event: tuple[str, float] | None = None,
+    more_is_better: bool = False,
 ) -> Axes:
     """Training and validation curves, each (step, value); the best validation is marked.
 
-    The axis is logarithmic where values are positive and span more than a factor 3.
+    The axis is logarithmic where less is better and the values are positive and span more
+    than a factor 3. Above 60 records training is smoothed, with its records in the back.
 
     Args:
       reference: name and level of a horizontal line. event: name and step of a vertical one.
@@ -46,29 +48,30 @@ def loss_curve(
         if many:
             width = max(len(step) // 30, 3)
             ax.plot(step, _moving_mean(value, width), color="#0072B2",
-                    label=f"training (mean of {width} records)")  # fmt: skip
+                    label="training (smoothed)")  # fmt: skip
         seen.append(value)
     if valid is not None:
         step, value = valid
         marker = "o" if len(step) <= 40 else None
         ax.plot(step, value, color="#D55E00", marker=marker, ms=2.5, label="validation")
         if np.isfinite(value).any():
-            i = int(np.nanargmin(value))
+            i = int(np.nanargmax(value) if more_is_better else np.nanargmin(value))
             ax.plot(step[i], value[i], "o", mfc="white", mec="#D55E00", ms=6, mew=1.5, ls="none",
-                    label=f"best, {value[i]:.3g} at step {int(step[i]):,}")  # fmt: skip
+                    label=f"best {value[i]:.3g} at step {int(step[i]):,}")  # fmt: skip
         seen.append(value)
     if reference is not None:
         ax.axhline(reference[1], color=style.QUIET, ls=":", label=reference[0])
         seen.append(np.array([reference[1]]))
     everything = np.concatenate(seen)
     everything = everything[np.isfinite(everything)]
-    if len(everything) and everything.min() > 0 and everything.max() > 3 * everything.min():
+    positive = len(everything) > 0 and everything.min() > 0 and not more_is_better
+    if positive and everything.max() > 3 * everything.min():
         _log_axis(ax)
     if event is not None:
         ax.axvline(event[1], color=style.QUIET, lw=0.8, ls="--", label=event[0])
     ax.set(xlabel="optimiser step", ylabel=ylabel)
     ax.margins(x=0.02)
-    ax.legend(loc="upper right")
+    _legend_above(ax, columns=2)
     return ax
 
 
@@ -127,11 +130,13 @@ def forecast_example(
     """What was given, what came, and what was forecast; time 0 is the last frame given.
 
     Args:
-      context: (C,) frames given. truth, mean: (H,) frames that came, and their forecast.
+      context: (C,) frames given, of which the last 2 H are drawn.
+      truth, mean: (H,) frames that came, and their forecast.
       quantiles: (L, H) at `levels`; symmetric pairs become bands.
       baselines: method -> (H,).
     """
     ahead = np.arange(1, len(truth) + 1) / rate
+    context = context[-2 * len(truth) :]
     past = np.arange(1 - len(context), 1) / rate
     own = style.colour("calm")
     for low, high, share in _pairs(levels):
@@ -161,25 +166,46 @@ def per_step(
     """A metric against time ahead for every method, with its spread over sessions.
 
     Shapes: curves[method] = steps (H,), mean (H,), sessions (S, H). The band is the range
-    of the sessions (at most 5 of them) or their middle half. Logarithmic when the methods
-    lie more than a factor 20 apart.
+    of the sessions (at most 5 of them) or their middle half. Baselines so bad that the rest
+    would be squeezed into a part of the axis are named with their mean value instead.
     """
-    order = sorted(curves, key=lambda m: (style.own(m), m))
-    means = np.concatenate([curves[m][1] for m in order])
-    means = means[np.isfinite(means)]
+    order = sorted(curves, key=lambda m: (not style.own(m), m))
+    far = _far_off({m: curves[m][1] for m in order}, sign=1 if ylabel.startswith("MSE") else -1)
     for method in order:
         steps, mean, sessions = curves[method]
         x = steps / (rate or 1.0)
+        name = style.label(method)
+        if method in far:
+            ax.plot([], [], **style.line(method), label=f"{name}: {np.nanmean(mean):.2f}, off axis")
+            continue
         low, high = spread(sessions)
         ax.fill_between(x, low, high, color=style.colour(method), alpha=0.13, lw=0)
-        ax.plot(x, mean, **style.line(method), label=style.label(method))
-    if len(means) and means.min() > 0 and means.max() > 20 * means.min():
-        _log_axis(ax)
+        ax.plot(x, mean, **style.line(method), label=name)
     ahead = "time ahead (s)" if rate else "frames ahead"
     ax.set(xlabel=ahead, ylabel=ylabel)
     ax.set_xlim(left=0)
-    _legend_above(ax, reverse=True)
+    _legend_above(ax, columns=2)
     return ax
+
+
+def _far_off(means: Mapping[str, np.ndarray], sign: int) -> set[str]:
+    """The fewest baselines without which the means span less than 70% as much.
+
+    Copy-last and all of our own stay, two methods at least; sign +1 when large is bad.
+    """
+    finite = {m: v[np.isfinite(v)] for m, v in means.items()}
+    finite = {m: v for m, v in finite.items() if len(v)}
+    worst = [m for m in finite if not style.own(m) and not m.startswith("copy")]
+    worst.sort(key=lambda m: -sign * finite[m].mean())
+
+    def span(left_out: Sequence[str]) -> float:
+        kept = np.concatenate([v for m, v in finite.items() if m not in left_out])
+        return float(np.ptp(kept))
+
+    for count in range(len(finite) - 1):
+        if count <= len(worst) and span(worst[:count]) < 0.7 * span([]):
+            return set(worst[:count])
+    return set()
 
 
 def spread(sessions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -207,8 +233,8 @@ def neuron_histogram(ax: Axes, r: Mapping[str, np.ndarray]) -> Axes:
     Shapes: r[method] (N,), NaN where undefined.
     """
     known = {m: v[np.isfinite(v)] for m, v in r.items()}
-    low = min((v.min() for v in known.values() if len(v)), default=0.0)
-    bins = np.linspace(np.floor(min(low, 0.0) * 20) / 20, 1.0, 41)
+    low = min((float(v.min()) for v in known.values() if len(v)), default=0.0)
+    bins = np.linspace(min(np.floor(low * 20) / 20, 0.8), 1.0, 41)
     for method, values in known.items():
         colour = style.colour(method)
         median = np.median(values) if len(values) else np.nan
@@ -227,13 +253,14 @@ def neuron_scatter(ax: Axes, x: np.ndarray, y: np.ndarray, methods: tuple[str, s
     """Every neuron: correlation of one method (N,) against that of another (N,)."""
     both = np.isfinite(x) & np.isfinite(y)
     x, y = x[both], y[both]
-    low = min(x.min(), y.min(), 0.0) if len(x) else 0.0
+    low = min(np.floor(min(x.min(), y.min()) * 20) / 20, 0.8) if len(x) else 0.0
     ax.plot([low, 1], [low, 1], color=style.QUIET, lw=0.9, ls="--")
     # Thousands of vector points make a heavy page.
     ax.scatter(x, y, s=6, color=style.colour(methods[1]), alpha=0.45, lw=0,
                rasterized=len(x) > 2000)  # fmt: skip
     better = 100 * np.mean(y > x) if len(x) else np.nan
-    ax.set_title(f"{style.label(methods[1])} better in {better:.0f}% of n = {len(x):,} neurons")
+    text = f"{style.label(methods[1])} better in {better:.0f}% of n = {len(x):,} neurons"
+    ax.set_title(text, loc="left")
     ax.set(xlabel=f"r, {style.label(methods[0])}", ylabel=f"r, {style.label(methods[1])}")
     ax.set(xlim=(low, 1), ylim=(low, 1), aspect="equal")
     return ax
@@ -244,7 +271,7 @@ def summary_table(ax: Axes, lines: Sequence[Line]) -> Axes:
     from calm_jax.report.tables import METRICS
 
     heads = ["", "", *(name for name, _ in METRICS.values()), "constant"]
-    x = [0.0, 0.06, 0.52, 0.64, 0.76, 0.87, 1.0]
+    x = [0.0, 0.1, 0.52, 0.64, 0.76, 0.87, 1.0]
     ax.set_axis_off()
     ax.set(xlim=(0, 1), ylim=(len(lines) + 0.6, -0.8))
 
@@ -263,7 +290,8 @@ def summary_table(ax: Axes, lines: Sequence[Line]) -> Axes:
         name = style.label(each.method)
         weight = "bold" if style.own(each.method) else "normal"
         cells = [(each.protocol if new else "", "bold", "#111111")]
-        cells.append((name, weight, style.colour(each.method)))
+        cells.append((name, weight, "#111111"))
+        ax.plot(0.075, i + 0.8, "o", ms=4, color=style.colour(each.method), clip_on=False)
         for metric in METRICS:
             cell = each.cells[metric]
             cells.append((cell.text, "bold" if cell.best else "normal", "#111111"))
@@ -320,9 +348,7 @@ def _r_text(true: np.ndarray, pred: np.ndarray) -> str:
     return f"r {np.corrcoef(x, y)[0, 1]:.2f}"
 
 
-def _legend_above(ax: Axes, *, reverse: bool = False) -> None:
+def _legend_above(ax: Axes, columns: int = 3) -> None:
     handles, names = ax.get_legend_handles_labels()
-    if reverse:
-        handles, names = handles[::-1], names[::-1]
-    ax.legend(handles, names, ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0),
+    ax.legend(handles, names, ncols=columns, loc="lower left", bbox_to_anchor=(0, 1.0),
               borderaxespad=0.1, columnspacing=1.2)  # fmt: skip

@@ -12,6 +12,7 @@ from calm_jax.report import sections, style, tables
 from calm_jax.report.console import number
 from calm_jax.report.contents import Contents
 
+_HEADS = {"pearson": "r", "mse": "MSE", "r2": "R²"}
 STYLE = """
 :root{color-scheme:light}
 *{box-sizing:border-box}
@@ -27,7 +28,7 @@ a{color:#0b5394}
 .made{max-width:none}
 .made code{overflow-wrap:anywhere}
 nav ul{display:flex;flex-wrap:wrap;gap:.2rem 1.1rem;list-style:none;margin:.8rem 0;padding:0}
-.grid{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,420px),1fr));
+.grid{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));
 gap:1.2rem 1.6rem;align-items:start;margin:.6rem 0}
 figure{margin:0;max-width:620px}
 figure img{width:100%;height:auto;display:block}
@@ -46,12 +47,13 @@ gap:.8rem;margin:.6rem 0}
 .tile b{display:block;font-size:1.5rem;line-height:1.25}
 .tile span{display:block;font-size:.85rem;color:#4a4a4a}
 .missing{border-left:3px solid #b36b00;padding:.15rem .7rem;color:#5c3a00;background:#fff8ec}
-pre{background:#f6f6f6;padding:.6rem .8rem;overflow-x:auto;font-size:.82rem;line-height:1.4;
-border-radius:4px}
+pre{background:#f6f6f6;padding:.6rem .8rem;white-space:pre-wrap;overflow-wrap:anywhere;
+font-size:.82rem;line-height:1.4;border-radius:4px}
 code{font-size:.92em}
 summary{cursor:pointer;margin:.6rem 0}
 @media (max-width:600px){body{padding:.8rem;font-size:15px}th,td{padding:.2rem .4rem}
-table{font-size:.86rem}.tiles{grid-template-columns:1fr 1fr}}
+table{font-size:.86rem}.tiles{grid-template-columns:1fr 1fr}
+td small{display:none}}
 @media print{nav,.made{display:none}figure,.tile{break-inside:avoid}}
 """
 
@@ -93,10 +95,9 @@ def glance(run: Contents, lines: list[tables.Line]) -> str:
         if ours is None:
             continue
         for metric in ("mse", "r"):
-            head, note = tables.METRICS[metric][0], f"protocol {protocol}"
-            if best is not None:
-                note += f"; {style.label(best.method)} {best.cells[metric].text}"
-            tiles.append((ours.cells[metric].text, f"{style.label(ours.method)} {head}", note))
+            name = f"{tables.METRICS[metric][0]}, protocol {protocol}"
+            note = f"{style.label(best.method)}: {best.cells[metric].text}" if best else ""
+            tiles.append((ours.cells[metric].text, f"{style.label(ours.method)}: {name}", note))
         if best is not None:
             words.append(_verdict(protocol, ours, best))
     reconstruction = tables.reconstruction_table(run.rows).get(("test", None), {})
@@ -154,7 +155,8 @@ def summary(run: Contents, lines: list[tables.Line]) -> str:
     if out:
         out += (
             '<p class="note">Mean over the sessions of an animal, then over animals; small: '
-            "standard deviation over sessions. Bold: best. Skill: 1 − MSE / MSE of copy last.</p>"
+            "standard deviation over sessions. Bold: best. r: correlation of a neuron over all its "
+            "scored frames, mean over neurons. Skill: 1 − MSE / MSE of copy last.</p>"
         )
         out += _sessions(run)
     return out
@@ -184,7 +186,7 @@ def reconstruction(run: Contents) -> str:
         why = run.problems.get("evaluation/rows.json", "no rows of the tokenizer")
         return f'<p class="missing">{escape(f"Reconstruction in numbers: {why}")}.</p>'
     metrics = list(dict.fromkeys(m for cells in found.values() for m in cells))
-    heads = ["part", "session", *(m.replace("_", " ").replace("pearson", "r") for m in metrics)]
+    heads = ["part", "session", *(_HEADS.get(m, m.replace("_", " ")) for m in metrics)]
 
     def lines(mean: bool) -> list[list[str]]:
         return [

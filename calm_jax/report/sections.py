@@ -70,8 +70,8 @@ def losses(run: Contents) -> Section:
         event = _warmup(run) if stage == "tokenizer" else None
         drawings.append(_curve(f"loss_{stage}", note, train, valid, "loss", "loss", event=event))
         for metric, ylabel, text in (
-            ("mse", "MSE (z-scored traces)", "mean squared error, the same in both parts"),
-            ("accuracy", "share of codes right", "the next code is the most probable one"),
+            ("mse", "MSE (z-scored traces)", "mean squared error, defined alike in both parts"),
+            ("accuracy", "share of codes right", "how often the most probable next code is right"),
         ):
             if metric in train and metric in valid:
                 reference = None
@@ -99,16 +99,17 @@ def _curve(
 ) -> Drawing:
     figure, (ax,) = style.panels()
     curves = [(c["step"], c[metric]) if metric in c else None for c in (train, valid)]
-    figures.loss_curve(ax, *curves, ylabel=ylabel, reference=reference, event=event)
-    if metric == "accuracy":
-        ax.legend(loc="lower right")
+    figures.loss_curve(
+        ax, *curves, ylabel=ylabel, reference=reference, event=event,
+        more_is_better=metric == "accuracy",
+    )  # fmt: skip
     return Drawing(name, caption, figure)
 
 
 def _warmup(run: Contents) -> tuple[str, float] | None:
     steps = run.experiment.tokenizer_training.steps
     start = run.experiment.tokenizer.warmup_fraction * (steps or 0)
-    return ("codebook starts (k-means)", start) if start >= 1 else None
+    return ("k-means start", start) if start >= 1 else None
 
 
 def codes(run: Contents) -> Section:
@@ -119,7 +120,7 @@ def codes(run: Contents) -> Section:
     figure, (ax,) = style.panels()
     figures.code_usage(ax, usage)
     n = ", ".join(f"{int(v.sum()):,} in {p}" for p, v in usage.items())
-    caption = f"Codes sorted by use, in each part by itself. Tokens: {n}. Even use is the dots."
+    caption = f"Codes sorted by use, in each part by itself. Tokens: {n}. Dotted: even use."
     return Section([Drawing("code_usage", caption, figure)], [])
 
 
@@ -165,7 +166,7 @@ def forecasts(run: Contents) -> Section:
         if run.rate is None:
             ax.set_xlabel("frames from the last frame given")
 
-    caption = "Test windows: what was given, what came, and the forecast"
+    caption = "Test windows: the end of what was given, what came, and the forecast"
     missing = [] if bands else ["spread of the forecasts: the run holds no sampled trajectories"]
     return Section(_stacks("forecasts", caption, count, draw, columns=3), missing)
 

@@ -23,11 +23,11 @@ _METHODS = {
     "calm_tokenizer": ("tokenizer", "#D55E00", "-"),
     "copy_last": ("copy last", "#767676", ":"),
     "copy": ("copy last", "#767676", ":"),
-    "mean": ("mean", "#56B4E9", (0, (1, 1, 3, 1))),
+    "mean": ("mean", "#CC79A7", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
     "shared_linear": ("shared linear", "#009E73", "--"),
     "population_ridge": ("population ridge", "#0072B2", "-."),
 }
-_SPARE = ("#CC79A7", "#E69F00", "#332288", "#882255", "#44AA99", "#999933", "#661100")
+_SPARE = ("#56B4E9", "#E69F00", "#332288", "#882255", "#44AA99", "#999933", "#661100")
 _RC = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
     "font.size": 8.5,
@@ -109,6 +109,10 @@ def save(figure: Figure, folder: Path, name: str) -> list[Path]:
     Raises:
       RunError: when the disk is full or the folder cannot be written to.
     """
+    engine = figure.get_layout_engine()
+    if engine is not None:  # laid out once for both files: most of the time goes there
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     out = []
     for suffix, options in ((".png", {"dpi": 250}), (".svg", {"metadata": {"Date": None}})):
         path = Path(folder) / f"{name}{suffix}"

@@ -26,8 +26,8 @@ class Cell:
 
     @property
     def text(self) -> str:
-        """Three decimals, or '-' where it is not known."""
-        return "–" if math.isnan(self.value) else f"{self.value:.3f}"
+        """Three decimals, or a dash where it is not known."""
+        return "–" if math.isnan(self.value) else f"{self.value:.3f}".replace("-", "−")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -64,31 +64,32 @@ def _metrics(rng: np.random.Generator):
 
 
 def _rows(rng: np.random.Generator, neurons: int, horizon: int) -> list[rows.Row]:
-    out = []
-    for i, session in enumerate(SESSIONS):
+    out: list[rows.Row] = []
+
+    def put(protocol: str, method: str, i: int, metric: str, value: float, step=None) -> None:
+        where = {"session": SESSIONS[i], "animal": f"animal_{i}", "seed": 0}
+        out.append(rows.row(protocol, method, metric, value, step=step, **where))
+
+    for i in range(len(SESSIONS)):
         for protocol, first in (("A", 5), ("B", 1)):
             for method, mse in METHODS.items():
-                where = {"session": session, "animal": f"animal_{i}", "seed": 0}
-                put = lambda metric, value, step=None: out.append(
-                    rows.row(protocol, method, metric, value, step=step, **where)
-                )
-                level = mse * (1 + 0.05 * i)
-                for metric, value in (("mse", level), ("mae", np.sqrt(level) * 0.8),
-                                      ("r", 0 if method == "mean" else np.sqrt(1 - level)),
-                                      ("skill", 1 - mse / METHODS["copy_last"]),
-                                      ("n_neurons", neurons // 3 - 1), ("n_constant", 1)):  # fmt: skip
-                    put(metric, value)
+                error = mse * (1 + 0.05 * i)
+                put(protocol, method, i, "mse", error)
+                put(protocol, method, i, "mae", np.sqrt(error) * 0.8)
+                put(protocol, method, i, "r", 0 if method == "mean" else np.sqrt(1 - error))
+                put(protocol, method, i, "skill", 1 - mse / METHODS["copy_last"])
+                put(protocol, method, i, "n_neurons", neurons // 3 - 1)
+                put(protocol, method, i, "n_constant", 1)
                 for step in range(first, first + horizon):
-                    grow = 1 - np.exp(-step / 6) * 0.8 if method != "mean" else 1.0
-                    error = level * 1.4 * grow + rng.normal(0, 0.004)
-                    put("mse", error, step)
-                    put("r", 0 if method == "mean" else np.sqrt(max(1 - error, 0)), step)
+                    grow = 1.4 - np.exp(-step / 6) * 1.1 if method != "mean" else 1.0
+                    at = error * grow + rng.normal(0, 0.004)
+                    put(protocol, method, i, "mse", at, step)
+                    r = 0 if method == "mean" else np.sqrt(max(1 - at, 0))
+                    put(protocol, method, i, "r", r, step)
         for part in ("train", "test"):
             found = {"pearson": 0.975, "mse": 0.04, "r2": 0.95, "codes_used": 121, "perplexity": 96}
             for metric, value in found.items():
-                out.append(
-                    rows.row("tokenizer", "calm_tokenizer", f"{part}_{metric}", value, **where)
-                )
+                put("tokenizer", "calm_tokenizer", i, f"{part}_{metric}", value)
     return rows.averaged(out)
 
 
