@@ -8,6 +8,8 @@ from __future__ import annotations
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 from calm_jax.baselines import copy_last, mean, population_ridge, shared_linear
 from calm_jax.baselines.windows import Forecaster
 
@@ -19,10 +21,29 @@ METHODS: dict[str, ModuleType] = {
 }
 
 
-def fit_all(
-    prepared: Any, splits: Any, context: int, horizon: int
-) -> dict[str, Forecaster]:
-    """Every baseline, fitted on the training part, settings chosen on the validation part."""
+class PerContext:
+    """A baseline fitted anew for every length of context it is given (protocols A and B)."""
+
+    def __init__(self, module: ModuleType, prepared: Any, splits: Any, horizon: int) -> None:
+        self._module, self._prepared, self._splits = module, prepared, splits
+        self._horizon = horizon
+        self._fitted: dict[int, Forecaster] = {}
+
+    def __call__(
+        self, context: np.ndarray, session: int, mask: np.ndarray, horizon: int
+    ) -> np.ndarray:
+        """Shapes: context (B, context, N) -> (B, horizon, N)."""
+        length = context.shape[1]
+        if length not in self._fitted:
+            self._fitted[length] = self._module.fit(
+                self._prepared, self._splits, length, self._horizon
+            )
+        return self._fitted[length](context, session, mask, horizon)
+
+
+def fit_all(prepared: Any, splits: Any, horizon: int) -> dict[str, Forecaster]:
+    """Every baseline, fitted on the training part when first used, with settings chosen
+    on the validation part; horizons longer than `horizon` are rolled out."""
     return {
-        name: module.fit(prepared, splits, context, horizon) for name, module in METHODS.items()
+        name: PerContext(module, prepared, splits, horizon) for name, module in METHODS.items()
     }

@@ -12,7 +12,7 @@ from calm_jax.baselines import windows as W
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 
-ALPHAS = tuple(10.0 ** np.arange(0.0, 7.01, 0.5))
+ALPHAS = tuple(10.0 ** np.arange(1.0, 6.01, 0.5))
 
 
 def fit(
@@ -22,7 +22,7 @@ def fit(
     horizon: int,
     *,
     alphas: Sequence[float] = ALPHAS,
-    limit: int = 3000,
+    limit: int = 2000,
     keep: int = 4,
 ) -> PopulationRidge:
     """A forecaster that fits a session the first time it is asked about it.
@@ -88,7 +88,7 @@ class PopulationRidge:
         sizes = (self._context, self._horizon)
         flat = lambda x: np.ascontiguousarray(x.reshape(len(x), -1), np.float32)
         x, y = map(flat, W.stacked(self._prepared, i, "train", *sizes, self._limit))
-        limit = max(1, self._limit // 3)
+        limit = max(1, self._limit // 4)
         x_valid, y_valid = map(flat, W.stacked(self._prepared, i, "valid", *sizes, limit))
         mean_x, mean_y = x.mean(0), y.mean(0)
         x -= mean_x
@@ -98,19 +98,21 @@ class PopulationRidge:
         dual = len(x) <= x.shape[1]
         s, u = scipy.linalg.eigh(x @ x.T if dual else x.T @ x, overwrite_a=True)
         s = np.maximum(s, 0)
-        # W = left @ diag(1 / (s + alpha)) @ right
-        left = x.T @ u if dual else u
-        right = u.T @ y if dual else u.T @ (x.T @ y)
-        inside = x_valid @ left
+        # W = base @ u @ diag(1 / (s + alpha)) @ right; base is the identity in the primal.
+        right = u.T @ (y if dual else x.T @ y)
+        inside = (x_valid @ x.T if dual else x_valid) @ u
         errors = [
             np.mean(np.square((inside / (s + np.float32(a))) @ right - y_valid)) for a in self._grid
         ]
-        alpha = self._grid[int(np.argmin(errors))]
+        alpha = float(self._grid[int(np.argmin(errors))])
         self.alphas[i] = alpha
-        left /= s + np.float32(alpha)
-        # One matrix where that is the smaller thing to keep.
-        whole = left.shape[0] * right.shape[1] <= left.size + right.size
-        factors = (left @ right,) if whole else (left, right)
+        solved = (u / (s + np.float32(alpha))) @ right
+        # Windows and their weights where these are smaller to keep than the map.
+        whole = x.shape[1] * solved.shape[1] <= x.size + solved.size
+        if dual:
+            factors = (x.T @ solved,) if whole else (x.T, solved)
+        else:
+            factors = (solved,)
         bias = mean_x
         for factor in factors:
             bias = bias @ factor
