@@ -36,6 +36,10 @@ class MemoryStore:
         """The first row of session `i` in a table of the neurons of all sessions."""
         return int(self._offsets[range(len(self.sessions))[i]])
 
+    def neuron_ids(self, i: int) -> np.ndarray:
+        """(N,) text, the ids of the neurons of session `i`."""
+        return self.sessions[i].neurons.id
+
     def read(self, i: int, start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         """Frames [start, stop) of session `i`: traces (T, N) float32, mask (T, N) bool.
 

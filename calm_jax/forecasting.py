@@ -1,0 +1,240 @@
+"""Forecasts of recordings with a trained run: contexts, batches of windows, files."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from calm_jax.errors import RecordingError
+from calm_jax.files import replacing
+from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
+from calm_jax.recordings import preprocess
+from calm_jax.recordings.batches import bucket
+from calm_jax.recordings.formats import read
+from calm_jax.recordings.session import Session
+from calm_jax.runs import Trained, load
+
+__all__ = ["CalmForecaster", "forecast", "forecast_file", "load", "make_context"]
+
+_NEURONS = 8  # neurons are padded to a multiple of this: sessions share compilations
+
+
+class CalmForecaster:
+    """The model as a `baselines.windows.Forecaster`, in batches of one shape.
+
+    Args:
+      model: tokenizer and transformer.
+      offsets: (S + 1,) first row of each session's neurons in the table; with None all
+        sessions are never seen.
+      neurons: width of a batch, at least the neurons of the largest session.
+      mode: as in `forecast`. batch: windows at a time.
+    """
+
+    def __init__(
+        self,
+        model: CalM,
+        offsets: np.ndarray | None,
+        neurons: int,
+        *,
+        mode: str,
+        batch: int = 16,
+        samples: int = 0,
+        quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9),
+        seed: int = 0,
+    ):
+        self._model, self._offsets, self._mode, self._batch = model, offsets, mode, batch
+        self._neurons = bucket(neurons, _NEURONS)
+        self._samples, self._quantiles = samples, quantiles
+        self._key = jax.random.key(seed)
+
+    def __call__(
+        self, context: np.ndarray, session: int, mask: np.ndarray, horizon: int
+    ) -> np.ndarray:
+        """Shapes: context (B, context, N) scaled -> (B, horizon, N)."""
+        return self.predict(context, session, horizon).mean
+
+    def predict(self, context: np.ndarray, session: int, horizon: int) -> Forecast:
+        """Mean (B, horizon, N) and quantiles (levels, B, horizon, N) as numpy arrays."""
+        n = context.shape[2]
+        rows = np.full(self._neurons, -1, np.int32)
+        if self._offsets is not None:
+            rows[:n] = self._offsets[session] + np.arange(n)
+        real = np.arange(self._neurons) < n
+        size = self._batch
+        means, spreads = [], []
+        for first in range(0, len(context), size):
+            part = context[first : first + size]
+            x = np.zeros((size, context.shape[1], self._neurons), np.float32)
+            x[: len(part), :, :n] = part
+            known = -1 if self._offsets is None else session
+            given = Context(
+                jnp.asarray(x),
+                jnp.asarray(np.broadcast_to(rows, (size, rows.size))),
+                jnp.full((size,), known, jnp.int32),
+                jnp.asarray(np.broadcast_to(real, (size, real.size))),
+            )
+            out = forecast(
+                self._model,
+                given,
+                horizon,
+                key=jax.random.fold_in(self._key, first),
+                mode=self._mode,
+                samples=self._samples,
+                quantiles=self._quantiles,
+            )
+            means.append(np.asarray(out.mean)[: len(part), :, :n])
+            if out.quantiles is not None:
+                spreads.append(np.asarray(out.quantiles)[:, : len(part), :, :n])
+        return Forecast(np.concatenate(means), np.concatenate(spreads, 1) if spreads else None)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Prepared:
+    """A context made from a recording, and the way back to its unit.
+
+    Attributes:
+      context: a `Context` with one window (B = 1).
+      mean, sd: (N,), traces = scaled * sd + mean.
+      notes: what was decided, one line each.
+    """
+
+    context: Context
+    mean: np.ndarray
+    sd: np.ndarray
+    notes: tuple[str, ...]
+
+
+def make_context(
+    trained: Trained, session: Session, frames: int, origin: int | None = None
+) -> Prepared:
+    """The scaled `frames` frames before `origin`, with their rows in the tables.
+
+    Only frames before the origin are looked at. A recording of the run keeps its
+    scalers and embeddings; any other is scaled by its own frames before the origin and
+    takes the mean embeddings (a note says so).
+
+    Args:
+      origin: first forecast frame; default the end of the recording.
+
+    Raises:
+      RecordingError: when the context leaves the recording or crosses a trial's edge.
+    """
+    settings = trained.run.experiment.preprocess
+    origin = session.n_frames if origin is None else int(origin)
+    if not 0 < origin <= session.n_frames:
+        raise RecordingError(
+            "the origin lies outside the recording",
+            where="origin",
+            found=origin,
+            expected=f"1 to {session.n_frames}",
+        )
+    first = _first_frame(session, origin)
+    if origin - first < frames:
+        inside = "of the trial" if first else ""
+        raise RecordingError(
+            "fewer frames than the context",
+            where=session.session,
+            found=f"{origin - first} frames {inside} before the origin {origin}",
+            expected=f"{frames}",
+            remedy="Choose a later origin or a shorter context.",
+        )
+    notes = []
+    traces, mask = session.traces[:origin], session.mask[:origin]
+    i = trained.table.find(session.session, session.animal, session.neurons.id)
+    if i is None:
+        notes.append(
+            "this recording is not part of the run: it is forecast with the mean embeddings; "
+            "adapting the run to it does better"
+        )
+        scalers, k = preprocess.fit_frames(traces, mask, settings), 0
+        rows, row = np.full(session.n_neurons, -1, np.int32), -1
+    else:
+        scalers, k, row = trained.scalers, i, i
+        rows = (trained.table.offset[i] + np.arange(session.n_neurons)).astype(np.int32)
+    constant = int(scalers.constant[k].sum())
+    if constant:
+        notes.append(f"{constant} of {session.n_neurons} traces are constant before the origin")
+    rate = float(np.median(trained.table.rate))
+    if not 0.95 < session.rate / rate < 1.05:
+        notes.append(
+            f"the recording has {session.rate:.4g} frames per second, the run was trained at "
+            f"{rate:.4g}: resample it for a forecast to be trusted"
+        )
+    z = scalers.apply(k, traces[first:], mask[first:])[-frames:]
+    given = Context(
+        jnp.asarray(z)[None],
+        jnp.asarray(rows)[None],
+        jnp.full((1,), row, jnp.int32),
+        jnp.ones((1, session.n_neurons), bool),
+    )
+    return Prepared(given, scalers.mean[k], scalers.sd[k], tuple(notes))
+
+
+def _first_frame(session: Session, origin: int) -> int:
+    """The first frame a context may hold: that of the trial the frame before origin is in."""
+    trials = session.trials
+    inside = np.flatnonzero((trials.start < origin) & (origin <= trials.stop))
+    if inside.size:
+        return int(trials.start[inside[0]])
+    before = trials.stop[trials.stop < origin]
+    return int(before[-1]) if before.size else 0
+
+
+def forecast_file(
+    run: Path,
+    file: Path,
+    *,
+    context: int | None = None,
+    horizon: int | None = None,
+    origin: int | None = None,
+    samples: int = 0,
+    out: Path,
+) -> tuple[Forecast, tuple[str, ...]]:
+    """Forecasts a recording and writes it in the unit of the input.
+
+    The npz at `out` holds `mean` (horizon, N), `origin`, `rate`, `neuron` (ids), `unit`,
+    and with samples `quantiles` (levels, horizon, N) and `levels`.
+
+    Returns:
+      the forecast in the unit of the input, and the notes.
+
+    Raises:
+      RunError, RecordingError: for a run or file that cannot be used.
+    """
+    trained = load(run)
+    settings = trained.run.experiment.forecasting
+    session = read(Path(file))
+    frames = settings.context if context is None else context
+    horizon = settings.horizon if horizon is None else horizon
+    given = make_context(trained, session, frames, origin)
+    made = forecast(
+        trained.model,
+        given.context,
+        horizon,
+        key=jax.random.key(trained.run.experiment.seed),
+        mode=settings.mode,
+        samples=samples or (settings.samples if settings.mode == "sample" else 0),
+        quantiles=settings.quantiles,
+        temperature=settings.temperature,
+    )
+    back = lambda z: np.asarray(z)[..., 0, :, :] * given.sd + given.mean  # noqa: E731
+    result = Forecast(back(made.mean), None if made.quantiles is None else back(made.quantiles))
+    arrays: dict[str, Any] = {
+        "mean": result.mean.astype(np.float32),
+        "origin": session.n_frames if origin is None else int(origin),
+        "rate": session.rate,
+        "neuron": session.neurons.id,
+        "unit": session.unit,
+    }
+    if result.quantiles is not None:
+        arrays["quantiles"] = result.quantiles.astype(np.float32)
+        arrays["levels"] = np.asarray(settings.quantiles)
+    with replacing(Path(out)) as part, open(part, "wb") as f:
+        np.savez(f, **arrays)
+    return result, given.notes
+

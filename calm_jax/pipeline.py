@@ -1,0 +1,340 @@
+"""A run from recordings to report: its stages, in order, each done once.
+
+prepare -> tokenizer -> codes -> transformer -> evaluation -> report. The same call
+again continues where the last one stopped; a finished stage is not run twice.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from rich.console import Console
+
+from calm_jax import baselines, config, evaluation, examples, reconstruction, rows, runs
+from calm_jax.errors import ConfigError, RecordingError
+from calm_jax.baselines.windows import Forecaster
+from calm_jax.forecasting import CalmForecaster, forecast_file
+from calm_jax.models.forecaster import CalM
+from calm_jax.recordings import preprocess, splits
+from calm_jax.recordings.batches import Prepared, Windows
+from calm_jax.recordings.build import build
+from calm_jax.recordings.formats import read, sessions_in
+from calm_jax.recordings.memory import MemoryStore
+from calm_jax.recordings.store import open_store
+from calm_jax.report import console as tables
+from calm_jax.report.page import write_report
+from calm_jax.runs import Run, load, open_run, read_run
+from calm_jax.tasks import codes as exported
+from calm_jax.tasks.next_code import NextCode
+from calm_jax.tasks.tokenization import Tokenization
+from calm_jax.training.log import Log
+from calm_jax.training.loop import train
+from calm_jax.training.mesh import barrier
+
+__all__ = ["evaluate_run", "forecast_file", "pretrain", "write_report"]
+
+
+def pretrain(experiment: config.Experiment, folder: Path, console: Console | None = None) -> Run:
+    """Runs an experiment in `folder`, or continues it; returns the finished run.
+
+    Raises:
+      CalmError: for a config, recordings or a folder that cannot be used.
+    """
+    say = _Say(console)
+    check(experiment)
+    run = open_run(Path(folder), experiment)
+    say(f"run {run.folder}: {experiment.purpose or experiment.name}")
+    prepared = _prepare(run, say)
+    _tokenizer(run, prepared, say)
+    tokenizer = runs.load_tokenizer(run)
+    _codes(run, prepared, tokenizer, say)
+    _transformer(run, prepared, tokenizer, say)
+    if jax.process_index() == 0:
+        _evaluation(run, prepared, say)
+        _report(run, say)
+    barrier("run")
+    return run
+
+
+def check(experiment: config.Experiment) -> None:
+    """Raises `ConfigError` for what would only fail after hours of training."""
+    f, t = experiment.forecasting, experiment.transformer
+    if f.mode == "readout" and not t.readout_frames:
+        raise ConfigError(
+            "forecasts from a read-out need one",
+            where="forecasting.mode",
+            found="readout with transformer.readout_frames = 0",
+            remedy="Set transformer.readout_frames, or another mode.",
+        )
+    for name in ("tokenizer_training", "transformer_training"):
+        training = getattr(experiment, name)
+        if (training.steps is None) == (training.epochs is None):
+            raise ConfigError(
+                "give steps or epochs",
+                where=name,
+                found=f"steps={training.steps}, epochs={training.epochs}",
+            )
+    if min(f.context, f.context_a) < experiment.tokenizer.patch:
+        raise ConfigError(
+            "the context is shorter than one code",
+            where="forecasting.context",
+            found=min(f.context, f.context_a),
+            expected=f"at least the patch, {experiment.tokenizer.patch} frames",
+        )
+
+
+class _Say:
+    """Lines for people, from the first process only."""
+
+    def __init__(self, console: Console | None):
+        self.console = console or Console(stderr=True, highlight=False)
+        self.shown = jax.process_index() == 0
+
+    def __call__(self, text: str) -> None:
+        if self.shown:
+            self.console.print(text, soft_wrap=True, markup=False)
+
+
+# Stages
+
+
+def _prepare(run: Run, say: _Say) -> Prepared:
+    """Store, split and scalers."""
+    experiment = run.experiment
+    store = open_store(build(experiment.data, say.console))
+    split_file, scaler_file = run.path("split.json"), run.path("scalers.npz")
+    if not run.done("prepare"):
+        if jax.process_index() == 0:
+            with run.stage("prepare", sessions=len(store.sessions), neurons=store.n_neurons):
+                made = splits.make_split(store, experiment.split, experiment.data.held_out)
+                scalers = preprocess.fit(store, made, experiment.preprocess)
+                made.save(split_file)
+                scalers.save(scaler_file)
+                runs.table_of(store).save(run.path("sessions.npz"))
+        barrier("prepare")
+    split = splits.load(split_file, store)
+    scalers = preprocess.load(scaler_file)
+    constant = sum(int(c.sum()) for c in scalers.constant)
+    say(
+        f"data {experiment.data.name}: {len(store.sessions)} sessions, {store.n_neurons} neurons, "
+        + ", ".join(f"{len(split.ranges(p))} {p}" for p in ("train", "valid", "test"))
+        + " ranges"
+        + (f"; {constant} constant traces are left out of every score" if constant else "")
+    )
+    return Prepared(store, split, scalers)
+
+
+def total_steps(training: config.Training, windows: int) -> int:
+    """Optimiser steps of a stage with so many training windows in an epoch."""
+    if training.steps is not None:
+        return training.steps
+    return max(1, math.ceil(training.epochs * windows / training.batch))
+
+
+def _tokenizer(run: Run, prepared: Prepared, say: _Say) -> None:
+    if run.done("tokenizer"):
+        say("tokenizer: done before")
+        return
+    e = run.experiment
+    training = e.tokenizer_training
+    windows = Windows(prepared.splits.ranges("train"), training.window, e.seed).per_epoch
+    neurons = np.mean([s.n_neurons for s in prepared.store.sessions])
+    steps = total_steps(training, int(windows * neurons))
+    task = Tokenization(e.tokenizer, training, prepared, seed=e.seed, steps=steps)
+    with run.stage("tokenizer") as facts:
+        result = train(
+            task,
+            training,
+            run.path("tokenizer"),
+            seed=e.seed,
+            steps=steps,
+            config_fingerprint=config.fingerprint(e.tokenizer),
+            log=_log(run, task.name, say),
+        )
+        facts |= {"steps": steps, "used_step": result.step, "validation": result.best_metrics}
+        if jax.process_index() == 0:
+            tree = {**result.extra, **result.params}
+            runs.save_arrays(run.path("tokenizer", "model.npz"), _merged(result))
+            del tree
+    barrier("tokenizer")
+
+
+def _merged(result: Any) -> dict:
+    """Parameters and state of a model as one nested dictionary."""
+
+    def merge(a: Any, b: Any) -> Any:
+        if not (isinstance(a, dict) and isinstance(b, dict)):
+            return a
+        return {k: merge(a[k], b[k]) if k in a and k in b else {**b, **a}[k] for k in {**b, **a}}
+
+    return merge(result.params, result.extra)
+
+
+def _codes(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> None:
+    if run.done("codes"):
+        say("codes: done before")
+        return
+    if jax.process_index() == 0:
+        with run.stage("codes") as facts:
+            longest = max(int(b - a) for _, a, b in prepared.splits.ranges("train"))
+            segment = min(run.experiment.tokenizer_training.window or longest, longest)
+            path = exported.export(tokenizer, prepared, run.path("codes.h5"), segment=segment)
+            facts["mebibytes"] = round(path.stat().st_size / 2**20, 1)
+            found, usage = reconstruction.evaluate(
+                tokenizer, prepared, run.path("codes.h5"), run.experiment.seed
+            )
+            rows.write(found, run.path("evaluation", "tokenizer.json"))
+            facts["usage"] = {part: counts.astype(int).tolist() for part, counts in usage.items()}
+        say("codes: " + reconstruction.line(found, usage))
+    barrier("codes")
+
+
+def _transformer(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> None:
+    if run.done("transformer"):
+        say("transformer: done before")
+        return
+    e = run.experiment
+    training = e.transformer_training
+    windows = Windows(prepared.splits.ranges("train"), training.window, e.seed).per_epoch
+    steps = total_steps(training, windows)
+    codes = exported.Codes(run.path("codes.h5"))
+    task = NextCode(
+        e.transformer, training, prepared, tokenizer, codes, seed=e.seed, steps=steps
+    )
+    with run.stage("transformer") as facts:
+        result = train(
+            task,
+            training,
+            run.path("transformer"),
+            seed=e.seed,
+            steps=steps,
+            config_fingerprint=config.fingerprint((e.transformer, e.tokenizer)),
+            log=_log(run, task.name, say),
+        )
+        facts |= {"steps": steps, "used_step": result.step, "validation": result.best_metrics}
+        if jax.process_index() == 0:
+            runs.save_arrays(run.path("transformer", "model.npz"), result.params)
+    barrier("transformer")
+
+
+def _log(run: Run, stage: str, say: _Say) -> Log:
+    return Log(run.folder, stage=stage, console=say.console, shown=say.shown)
+
+
+def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
+    if run.done("evaluation"):
+        say("evaluation: done before")
+        return
+    trained = load(run.folder)
+    with run.stage("evaluation"):
+        methods = _baselines(run.experiment, prepared)
+        found, scores = forecast_rows(trained.model, run.experiment, prepared, methods)
+        found = rows.read(run.path("evaluation", "tokenizer.json")) + found
+        rows.write(found, run.path("evaluation", "rows.json"))
+        usage = {k: np.array(v) for k, v in run.stages()["codes"]["usage"].items()}
+        examples.write(trained.model, run.experiment, prepared, scores, methods, usage, run)
+    if say.shown:
+        tables.print_summary(found, say.console)
+
+
+def _report(run: Run, say: _Say) -> None:
+    with run.stage("report"):
+        page = write_report(run.folder)
+    say(f"report: {page}")
+
+
+# Evaluation
+
+
+def _baselines(experiment: config.Experiment, prepared: Prepared) -> dict[str, Forecaster]:
+    return baselines.fit_all(prepared, prepared.splits, experiment.forecasting.horizon)
+
+
+def forecast_rows(
+    model: CalM,
+    experiment: config.Experiment,
+    prepared: Prepared,
+    methods: dict[str, Forecaster],
+    *,
+    known: bool = True,
+    part: str = "test",
+) -> tuple[list[rows.Row], list[evaluation.Score]]:
+    """Rows and scores of the model beside its baselines.
+
+    Args:
+      known: False when the sessions are not those of the run (mean embeddings).
+    """
+    settings = experiment.forecasting
+    sessions = prepared.store.sessions
+    offsets = None
+    if known:
+        counts = [s.n_neurons for s in sessions]
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+    own = CalmForecaster(
+        model,
+        offsets,
+        max(s.n_neurons for s in sessions),
+        mode=settings.mode,
+        samples=settings.samples if settings.mode == "sample" else 0,
+        seed=experiment.seed,
+    )
+    scores = evaluation.score_forecasts(
+        prepared, prepared.splits, {"calm": own, **methods}, settings, part, batch=16
+    )
+    return evaluation.rows_of(scores, experiment.seed), scores
+
+
+def evaluate_run(
+    folder: Path, *, data: Path | None = None, out: Path | None = None
+) -> list[rows.Row]:
+    """Scores a run on its test part, or on other recordings, beside the baselines.
+
+    Other recordings are split like those of the run: baselines and scalers are fitted
+    on their training part, the model itself is not (mean embeddings).
+
+    Raises:
+      RunError, RecordingError: for a run or recordings that cannot be used.
+    """
+    run = read_run(folder)
+    trained, e = load(folder), run.experiment
+    say = _Say(None)
+    if data is None:
+        store = open_store(build(e.data, say.console))
+        prepared = Prepared(
+            store, splits.load(run.path("split.json"), store), trained.scalers
+        )
+        found, _ = forecast_rows(trained.model, e, prepared, _baselines(e, prepared))
+        found = rows.read(run.path("evaluation", "tokenizer.json")) + found
+    else:
+        store = MemoryStore(_recordings(data, e.forecasting))
+        made = splits.make_split(store, e.split)
+        scalers = preprocess.fit(store, made, e.preprocess)
+        prepared = Prepared(store, made, scalers)
+        say("recordings not of this run: forecast with the mean embeddings; adapting does better")
+        found, _ = forecast_rows(
+            trained.model, e, prepared, _baselines(e, prepared), known=False
+        )
+    if out is not None:
+        rows.write(found, Path(out))
+    tables.print_summary(found, Console(highlight=False))
+    return found
+
+
+def _recordings(path: Path, settings: config.Forecasting) -> list[Any]:
+    """The sessions of a file or folder, long enough to be scored."""
+    path = Path(path)
+    found = [read(p) for p in (sessions_in(path) if path.is_dir() else [path])]
+    needed = settings.context + settings.horizon
+    for session in found:
+        if session.n_frames < needed:
+            raise RecordingError(
+                "fewer frames than context + horizon",
+                where=f"{path}, session {session.session}",
+                found=session.n_frames,
+                expected=f"at least {settings.context} + {settings.horizon}",
+            )
+    return found
