@@ -166,6 +166,13 @@ def check(config: configs.Tokenizer) -> None:
             where="tokenizer.codes",
             found=config.codes,
         )
+    if config.code_width is not None and config.code_width < 1:
+        raise ConfigError(
+            "the codes need at least one dimension",
+            where="tokenizer.code_width",
+            found=config.code_width,
+            expected="1 or more, or None for the width",
+        )
 
 
 def latents(tok: Tokenizer, traces: Array, *, key: Array | None = None) -> Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
@@ -17,6 +17,7 @@ def _normal(seed, *shape):
     return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
 
 
+@settings(max_examples=8)
 @given(st.integers(0, 99), st.integers(1, 20), st.integers(1, 9), st.integers(2, 12))
 def test_nearest_is_the_brute_force_minimum(seed, n, d, k):
     z, e = _normal(seed, n, d), _normal(seed + 1, k, d)
@@ -92,7 +93,7 @@ def test_revival_reseeds_rare_codes_from_real_latents_only():
     codebook = jnp.asarray(_normal(0, k, d))
     counts = jnp.asarray([10.0, 0.1, 12.0, 0.0, 9.0, 11.0])
     z, weight = jnp.asarray(_normal(1, 40, d)), jnp.asarray([1.0] * 20 + [0.0] * 20)
-    new, new_counts, sums, n = quantizer.revive(
+    new, new_counts, sums, n = jax.jit(quantizer.revive)(
         codebook, counts, codebook * counts[:, None], z, weight, jax.random.key(0), below=0.2
     )
     rare = np.array([False, True, False, True, False, False])
@@ -108,7 +109,7 @@ def test_revival_reseeds_rare_codes_from_real_latents_only():
 
 def test_revival_with_fewer_latents_than_codes_repeats_them():
     z = jnp.asarray([[1.0], [2.0], [3.0]])
-    new, *_ = quantizer.revive(
+    new, *_ = jax.jit(quantizer.revive)(
         jnp.zeros((8, 1)), jnp.zeros(8).at[0].set(1.0), jnp.zeros((8, 1)), z,
         jnp.asarray([1.0, 0.0, 1.0]), jax.random.key(0), below=0.2,
     )  # fmt: skip
