@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from calm_jax.report import style
-from calm_jax.report.tables import METRICS, reconstruction_table, summarise
+from calm_jax.report.tables import METRICS, Line, reconstruction_table, summarise
 from calm_jax.rows import Row
 
 
@@ -40,7 +40,7 @@ def print_summary(rows: Iterable[Row], console: Console | None = None) -> None:
     _print_reconstruction(rows, console)
 
 
-def _counts(line) -> str:
+def _counts(line: Line) -> str:
     text = f"{line.sessions} session{'' if line.sessions == 1 else 's'}"
     if not math.isnan(line.neurons):
         text += f", {line.neurons:.0f} neurons"

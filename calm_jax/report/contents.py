@@ -31,8 +31,8 @@ class Contents:
       stages: stage -> facts, as in stages.json.
       split: as in split.json; None when absent.
       curves: (stage, "train" or "valid") -> metric -> (records,), "step" among them.
-      rows: of the evaluation; empty when absent.
-      examples: arrays of evaluation/examples.npz.
+      rows: of the evaluation, or of the tokenizer alone; empty when absent.
+      examples: arrays of evaluation/examples.npz; code usage comes with the codes already.
       problems: file -> why it could not be used, one line each.
     """
 
@@ -89,14 +89,21 @@ def read(folder: Path) -> Contents:
             problems[name] = f"cannot be read: {' '.join(str(e).split())}"
             return empty
 
+    stages = part("stages.json", _table, {})
+    rows = part("evaluation/rows.json", rows_of_run.read, [])
+    if not rows and (folder / "evaluation/tokenizer.json").exists():
+        # The tokenizer is scored before the transformer is trained.
+        rows = part("evaluation/tokenizer.json", rows_of_run.read, [])
+    examples = part("evaluation/examples.npz", _arrays, {})
+    usage = stages.get("codes", {}).get("usage", {})
     return Contents(
         folder=folder,
         experiment=run.experiment,
-        stages=part("stages.json", _table, {}),
+        stages=stages,
         split=part("split.json", _table, None),
         curves=part(METRICS, _curves, {}),
-        rows=part("evaluation/rows.json", rows_of_run.read, []),
-        examples=part("evaluation/examples.npz", _arrays, {}),
+        rows=rows,
+        examples={f"usage_{k}": np.asarray(v) for k, v in usage.items()} | examples,
         problems=problems,
     )
 

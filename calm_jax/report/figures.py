@@ -43,8 +43,8 @@ def loss_curve(
     if train is not None:
         step, value = train
         many = len(step) > _SMOOTHED
-        ax.plot(step, value, color="#56B4E9", lw=0.8, alpha=0.55 if many else 1,
-                label=None if many else "training")  # fmt: skip
+        ax.plot(step, value, color="#56B4E9" if many else "#0072B2", lw=0.8 if many else 1.3,
+                alpha=0.55 if many else 1, label=None if many else "training")  # fmt: skip
         if many:
             width = max(len(step) // 30, 3)
             ax.plot(step, _moving_mean(value, width), color="#0072B2",
@@ -163,14 +163,17 @@ def per_step(
     rate: float | None,
     ylabel: str,
 ) -> Axes:
-    """A metric against time ahead for every method, with its spread over sessions.
+    """A metric against time ahead for every method; spread over sessions for ours and the best.
 
     Shapes: curves[method] = steps (H,), mean (H,), sessions (S, H). The band is the range
     of the sessions (at most 5 of them) or their middle half. Baselines so bad that the rest
     would be squeezed into a part of the axis are named with their mean value instead.
     """
     order = sorted(curves, key=lambda m: (not style.own(m), m))
-    far = _far_off({m: curves[m][1] for m in order}, sign=1 if ylabel.startswith("MSE") else -1)
+    sign = 1 if ylabel.startswith("MSE") else -1
+    far = _far_off({m: curves[m][1] for m in order}, sign)
+    others = [m for m in order if not style.own(m) and np.isfinite(curves[m][1]).any()]
+    best = min(others, key=lambda m: sign * np.nanmean(curves[m][1]), default=None)
     for method in order:
         steps, mean, sessions = curves[method]
         x = steps / (rate or 1.0)
@@ -178,8 +181,9 @@ def per_step(
         if method in far:
             ax.plot([], [], **style.line(method), label=f"{name}: {np.nanmean(mean):.2f}, off axis")
             continue
-        low, high = spread(sessions)
-        ax.fill_between(x, low, high, color=style.colour(method), alpha=0.13, lw=0)
+        if style.own(method) or method == best:
+            low, high = spread(sessions)
+            ax.fill_between(x, low, high, color=style.colour(method), alpha=0.15, lw=0)
         ax.plot(x, mean, **style.line(method), label=name)
     ahead = "time ahead (s)" if rate else "frames ahead"
     ax.set(xlabel=ahead, ylabel=ylabel)
@@ -224,7 +228,7 @@ def spread_text(sessions: int) -> str:
     if sessions == 1:
         return "n = 1 session"
     kind = "range" if sessions <= _FEW else "middle half"
-    return f"line: mean, band: {kind} of n = {sessions} sessions"
+    return f"line: mean; band (ours and the best baseline): {kind} of n = {sessions} sessions"
 
 
 def neuron_histogram(ax: Axes, r: Mapping[str, np.ndarray]) -> Axes:
@@ -238,7 +242,7 @@ def neuron_histogram(ax: Axes, r: Mapping[str, np.ndarray]) -> Axes:
     for method, values in known.items():
         colour = style.colour(method)
         median = np.median(values) if len(values) else np.nan
-        text = f"{style.label(method)}: median {median:.2f}, n = {len(values):,}"
+        text = f"{style.label(method)}: median {median:.3f}, n = {len(values):,}"
         ax.hist(values, bins, histtype="stepfilled", color=colour, alpha=0.22)
         ax.hist(values, bins, histtype="step", color=colour, lw=1.4, label=text,
                 linestyle=style.line(method)["linestyle"])  # fmt: skip

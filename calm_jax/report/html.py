@@ -41,7 +41,7 @@ th{font-weight:600;border-bottom:1px solid #888}
 .n{text-align:right}
 td small{color:#5a5a5a}
 .dot{display:inline-block;width:.7em;height:.7em;border-radius:50%;margin-right:.45em}
-.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(150px,1fr));
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(165px,1fr));
 gap:.8rem;margin:.6rem 0}
 .tile{border:1px solid #d5d5d5;border-radius:6px;padding:.55rem .8rem}
 .tile b{display:block;font-size:1.5rem;line-height:1.25}
@@ -154,7 +154,7 @@ def summary(run: Contents, lines: list[tables.Line]) -> str:
         out += f'<p class="note">{n}.</p>'
     if out:
         out += (
-            '<p class="note">Mean over the sessions of an animal, then over animals; small: '
+            '<p class="note">Mean over the sessions of an animal, then over animals; ± (on wide screens) '
             "standard deviation over sessions. Bold: best. r: correlation of a neuron over all its "
             "scored frames, mean over neurons. Skill: 1 − MSE / MSE of copy last.</p>"
         )

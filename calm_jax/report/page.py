@@ -30,28 +30,29 @@ def write_report(run: Path) -> Path:
     """
     contents = read(Path(run))
     lines = tables.summarise(contents.rows)
-    trained = command.pretrain(contents.experiment, contents.shown_folder)
-    scored = command.evaluate(contents.shown_folder)
+    trained = [command.pretrain(contents.experiment, contents.shown_folder)]
+    scored = [command.evaluate(contents.shown_folder)]
+    drawn = [command.report(contents.shown_folder)]
     with style.look():
         parts = [
-            ("At a glance", html.glance(contents, lines), Section([], []), trained),
+            ("At a glance", html.glance(contents, lines), Section([], []), scored),
             (
                 "Forecasts in numbers",
                 html.summary(contents, lines),
                 sections.summary(contents, lines),
-                scored,
+                scored + drawn,
             ),
-            ("Skill per step ahead", "", sections.skill(contents), scored),
-            ("Example forecasts", "", sections.forecasts(contents), scored),
-            ("Correlation per neuron", "", sections.neurons(contents), scored),
+            ("Skill per step ahead", "", sections.skill(contents), scored + drawn),
+            ("Example forecasts", "", sections.forecasts(contents), trained + drawn),
+            ("Correlation per neuron", "", sections.neurons(contents), trained + drawn),
             (
                 "Reconstruction",
                 html.reconstruction(contents),
                 sections.reconstructions(contents),
-                scored,
+                trained + drawn,
             ),
-            ("Code usage", "", sections.codes(contents), scored),
-            ("Losses", "", sections.losses(contents), trained),
+            ("Code usage", "", sections.codes(contents), trained + drawn),
+            ("Losses", "", sections.losses(contents), trained + drawn),
         ]
         bodies = [
             (title, text + _figures(contents, section), made)
@@ -88,8 +89,12 @@ def _run(run: Contents) -> str:
     """Stages, split, machine, commands and the configuration."""
     rows = []
     for stage, facts in run.stages.items():
+        best = facts.get("validation")
         rest = {k: v for k, v in facts.items() if k not in ("seconds", "finished", "machine")}
-        notes = ", ".join(f"{k} {v}" for k, v in rest.items() if isinstance(v, (str, int, float)))
+        if isinstance(best, dict) and "loss" in best:
+            rest["validation_loss"] = f"{best['loss']:.4g}"
+        plain = {k: v for k, v in rest.items() if isinstance(v, (str, int, float))}
+        notes = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in plain.items())
         seconds = facts.get("seconds")
         time = "–" if seconds is None else _duration(seconds)
         finished = str(facts.get("finished", "–")).replace("T", " ").replace("+00:00", " UTC")
@@ -116,14 +121,15 @@ def _run(run: Contents) -> str:
     )
 
 
-def _page(run: Contents, bodies: list[tuple[str, str, str]]) -> str:
+def _page(run: Contents, bodies: list[tuple[str, str, list[str]]]) -> str:
     name = html.escape(run.experiment.name)
     purpose = html.escape(run.experiment.purpose)
     toc, main = [], []
     for title, body, made in bodies:
         key = title.lower().replace(" ", "-")
         toc.append(f'<li><a href="#{key}">{title}</a></li>')
-        note = f'<p class="made">made by <code>{html.escape(made)}</code></p>'
+        made_by = ", drawn by ".join(f"<code>{html.escape(m)}</code>" for m in made)
+        note = f'<p class="made">made by {made_by}</p>'
         main.append(f'<section id="{key}"><h2>{title}</h2>{body}{note}</section>')
     date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     trained = {str(f["machine"]) for f in run.stages.values() if f.get("machine")}

@@ -6,6 +6,7 @@ A section gives drawings (name, caption, figure) and one line for each that is n
 from __future__ import annotations
 
 import dataclasses
+import textwrap
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -167,6 +168,10 @@ def forecasts(run: Contents) -> Section:
             ax.set_xlabel("frames from the last frame given")
 
     caption = "Test windows: the end of what was given, what came, and the forecast"
+    if bands:
+        f = run.experiment.forecasting
+        caption += f" (bands: quantiles of {f.samples} sampled trajectories of codes"
+        caption += f"; line: mode {f.mode})"
     missing = [] if bands else ["spread of the forecasts: the run holds no sampled trajectories"]
     return Section(_stacks("forecasts", caption, count, draw, columns=3), missing)
 
@@ -210,7 +215,7 @@ def skill(run: Contents) -> Section:
             drawings.append(Drawing(f"per_step_{protocol}_{metric}", caption, figure))
     if drawings:
         return Section(drawings, [])
-    why = _why(run, "evaluation/rows.json") if not run.rows else "no rows per step ahead"
+    why = _why(run, "evaluation/rows.json") if not protocols else "no rows per step ahead"
     return Section([], [f"skill per step ahead: {why}"])
 
 
@@ -227,9 +232,13 @@ def neurons(run: Contents) -> Section:
     undefined = int(np.isnan(np.stack([r[m] for m in chosen])).any(0).sum())
     figure, (ax,) = style.panels(height=2.9)
     figures.neuron_histogram(ax, {m: r[m] for m in chosen})
-    caption = "Protocol B, test part: correlation of each neuron over all its forecasts"
+    # As evaluation makes them: of protocol B where it was scored.
+    protocol = "A" if {r["protocol"] for r in run.rows} - {tables.TOKENIZER} == {"A"} else "B"
+    caption = f"Protocol {protocol}, test part: correlation of each neuron over all its forecasts"
     caption += ", beside the baseline with the highest mean" if best and ours else ""
-    caption += f". {undefined:,} neurons without a defined correlation are left out."
+    caption += "."
+    if undefined:
+        caption += f" {undefined:,} neurons without a defined correlation are left out."
     drawings = [Drawing("neuron_r", caption, figure)]
     if best and ours:
         figure, (ax,) = style.panels(height=3.3)
@@ -242,8 +251,7 @@ def neurons(run: Contents) -> Section:
 def summary(run: Contents, lines: list[tables.Line]) -> Section:
     """The summary table as a picture."""
     if not lines:
-        why = _why(run, "evaluation/rows.json") if not run.rows else "no rows of forecasts"
-        return Section([], [f"forecasts in numbers: {why}"])
+        return Section([], [f"forecasts in numbers: {_why(run, 'evaluation/rows.json')}"])
     figure, (ax,) = style.panels(height=0.24 * (len(lines) + 1.4), width=5.0)
     figures.summary_table(ax, lines)
     return Section([Drawing("summary", "The summary table, for slides.", figure)], [])
@@ -251,7 +259,7 @@ def summary(run: Contents, lines: list[tables.Line]) -> Section:
 
 def _labels(examples: dict[str, np.ndarray], name: str, count: int) -> list[str]:
     if name in examples and len(examples[name]) == count:
-        return [str(x) for x in examples[name]]
+        return [textwrap.shorten(str(x), 44, placeholder="…") for x in examples[name]]
     return [f"example {i + 1}" for i in range(count)]
 
 

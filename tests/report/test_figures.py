@@ -81,6 +81,7 @@ def test_per_step_is_in_seconds_and_names_what_is_off_the_axis(ax):
     lines = drawn(ax)
     np.testing.assert_allclose(lines["CalM"], [[0.5, 0.35], [0.6, 0.36], [0.7, 0.37]])
     assert len(lines["mean: 5.06, off axis"]) == 0 and len(lines["copy last"]) == 3
+    assert len(ax.collections) == 2  # bands of ours and of the best baseline
     assert ax.get_ylim()[1] < 1 and "(s)" in ax.get_xlabel()
 
 
@@ -96,7 +97,7 @@ def test_the_band_is_the_range_of_few_sessions_and_the_middle_half_of_many():
 def test_histogram_counts_every_known_neuron(ax):
     r = np.array([-0.3, 0.1, 0.5, 0.999, np.nan])
     figures.neuron_histogram(ax, {"calm": r})
-    assert "median 0.30, n = 4" in ax.get_legend().get_texts()[0].get_text()
+    assert "median 0.300, n = 4" in ax.get_legend().get_texts()[0].get_text()
     outline = ax.patches[0].get_xy()
     assert outline[:, 0].min() <= -0.3 and outline[:, 1].max() >= 1
 

@@ -1,5 +1,6 @@
 """The page of a run: complete, self-contained, honest about what is missing."""
 
+import dataclasses
 import re
 import shutil
 from html.parser import HTMLParser
@@ -7,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from calm_jax import config, rows
+from calm_jax import config, experiments_loader, rows
+from calm_jax.cli import override
 from calm_jax.errors import RunError
 from calm_jax.report import command
 from calm_jax.report.page import write_report
@@ -96,6 +98,18 @@ def test_a_run_that_is_not_evaluated_gets_its_losses_and_one_line_for_the_rest(t
         assert re.search(rf"{what}[^:]*: evaluation/\S+ not there yet", page.text), what
 
 
+def test_the_tokenizer_is_shown_before_the_forecasts_are_scored(tmp_path, complete):
+    run = make_run(tmp_path / "half", evaluated=False)
+    (run / "metrics.jsonl").unlink()
+    found = rows.select(rows.read(complete / "evaluation/rows.json"), protocol="tokenizer")
+    rows.write(found, run / "evaluation/tokenizer.json")
+    (run / "stages.json").write_text('{"codes": {"seconds": 9, "usage": {"test": [3, 0, 5]}}}')
+    page = Page(write_report(run).read_text())
+    assert [i for i in page.ids if i.startswith("fig-")] == ["fig-code_usage"]
+    assert "0.975" in page.text and "2 / 3" in page.text  # reconstruction, codes used
+    assert "forecasts in numbers: evaluation/rows.json not there yet" in page.text
+
+
 def test_broken_parts_are_named_and_the_rest_is_shown(tmp_path, complete):
     run = tmp_path / "calm_base"
     run.mkdir()
@@ -131,21 +145,14 @@ def test_another_folder_is_refused_and_left_alone(tmp_path):
 
 
 def test_the_command_names_what_was_changed():
-    import dataclasses
-
-    from calm_jax import experiments_loader
-
     plain = config.Experiment("mine")
     assert command.pretrain(plain, "runs/mine") == "calm-jax pretrain mine"
-    names = experiments_loader.names()
-    if names:
-        base = experiments_loader.load_experiment(names[0])
-        forecasting = dataclasses.replace(base.forecasting, protocols=("B",), horizon=7)
-        changed = dataclasses.replace(base, seed=base.seed + 5, forecasting=forecasting)
-        text = command.pretrain(changed, "elsewhere")
-        assert f"--seed {base.seed + 5}" in text and "--forecasting.horizon 7" in text
-        assert "--forecasting.protocols B" in text and text.endswith("--run elsewhere")
-        from calm_jax.cli import override
-
-        flags = text.split()[3:-2]
-        assert override(base, flags) == changed
+    base = experiments_loader.load_experiment("calm_tiny")
+    forecasting = dataclasses.replace(base.forecasting, protocols=("B",), horizon=7)
+    changed = dataclasses.replace(base, seed=base.seed + 5, forecasting=forecasting)
+    text = command.pretrain(changed, "elsewhere")
+    start, end = "calm-jax pretrain calm_tiny ", " --run elsewhere"
+    assert text.startswith(start) and text.endswith(end)
+    flags = text.removeprefix(start).removesuffix(end).split()
+    assert "--forecasting.horizon" in flags and len(flags) == 6
+    assert override(base, flags) == changed  # the command gives this very experiment
