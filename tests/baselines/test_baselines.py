@@ -97,7 +97,7 @@ def test_population_ridge_is_ridge_regression(frames):
     p = _prepared(frames=frames * 2, neurons=5)
     context = 8 if frames == 300 else 9
     f = population_ridge.fit(
-        p, p.splits, context, 4, alphas=[3.0], limit=3000 if frames == 300 else 40
+        p, p.splits, context, 4, alphas=[3.0], lags=[99], limit=3000 if frames == 300 else 40
     )
     x, y = W.stacked(p, 0, "train", context, 4, 10**6 if frames == 300 else 40)
     flat = lambda a: a.reshape(len(a), -1)
@@ -120,6 +120,22 @@ def test_population_ridge_takes_the_alpha_that_validates_best():
         g = population_ridge.fit(p, p.splits, 8, 4, alphas=[a])
         errors.append(np.mean((g(x, 0, np.ones_like(x, bool), 4) - y) ** 2))
     assert f.alphas[0] == grid[int(np.argmin(errors))] and len(set(errors)) == 3
+
+
+def test_population_ridge_takes_the_lags_that_validate_best():
+    p = _prepared(frames=600)
+    f = population_ridge.fit(p, p.splits, 8, 4, alphas=[1e1], lags=[1, 4, 8])
+    c, mask = _context(p, 0)
+    before = f(c, 0, mask, 4)
+    x, y = W.stacked(p, 0, "valid", 8, 4, 1333)
+    errors = []
+    for k in (1, 4, 8):
+        g = population_ridge.fit(p, p.splits, 8, 4, alphas=[1e1], lags=[k])
+        errors.append(np.mean((g(x, 0, np.ones_like(x, bool), 4) - y) ** 2))
+    assert f.lags[0] == (1, 4, 8)[int(np.argmin(errors))] and len(set(errors)) == 3
+    # Frames before the lags chosen do not matter.
+    c[:, : 8 - f.lags[0]] += 1.0
+    assert_allclose(f(c, 0, mask, 4), before, atol=1e-6)
 
 
 def test_population_ridge_keeps_few_sessions():
