@@ -154,9 +154,10 @@ def summary(run: Contents, lines: list[tables.Line]) -> str:
         out += f'<p class="note">{n}.</p>'
     if out:
         out += (
-            '<p class="note">Mean over the sessions of an animal, then over animals; ± (on wide screens) '
-            "standard deviation over sessions. Bold: best. r: correlation of a neuron over all its "
-            "scored frames, mean over neurons. Skill: 1 − MSE / MSE of copy last.</p>"
+            '<p class="note">Mean over the sessions of an animal, then over animals; ± (on wide '
+            "screens): standard deviation over sessions. Bold: best. r: correlation of a neuron "
+            "over all its scored frames, mean over neurons. Skill: 1 − MSE / MSE of copy last."
+            "</p>"
         )
         out += _sessions(run)
     return out

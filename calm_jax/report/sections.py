@@ -170,8 +170,8 @@ def forecasts(run: Contents) -> Section:
     caption = "Test windows: the end of what was given, what came, and the forecast"
     if bands:
         f = run.experiment.forecasting
-        caption += f" (bands: quantiles of {f.samples} sampled trajectories of codes"
-        caption += f"; line: mode {f.mode})"
+        caption += f" in mode {f.mode} (bands: quantiles of {f.samples} sampled trajectories of"
+        caption += " codes, moved onto the line)"
     missing = [] if bands else ["spread of the forecasts: the run holds no sampled trajectories"]
     return Section(_stacks("forecasts", caption, count, draw, columns=3), missing)
 
