@@ -69,6 +69,10 @@ def context_of(traces: Array) -> Context:
     """A context of neurons the model has never seen, from traces (B, T, N) or (T, N)."""
     traces = jnp.asarray(traces, jnp.float32)
     traces = traces[None] if traces.ndim == 2 else traces
+    if traces.ndim != 3:
+        raise CalmError(
+            "traces of another shape", found=traces.shape, expected="(B, T, N) or (T, N)"
+        )
     b, _, n = traces.shape
     return Context(
         traces,
@@ -109,11 +113,13 @@ def forecast(
       a `Forecast`, scaled like the context.
 
     Raises:
-      CalmError: for a context shorter than one code, an unknown mode, a model without
-        the read-out asked for, or samples without a key.
+      CalmError: for a context shorter than one code or of parts that do not belong
+        together, an unknown mode, a model without the read-out asked for, samples
+        without a key, or a number out of its range.
     """
     if not isinstance(context, Context):
         context = context_of(context)
+    _check_shapes(context)
     patch = model.tokenizer.config.patch
     if context.traces.shape[1] < patch:
         raise CalmError(
@@ -134,6 +140,13 @@ def forecast(
         )
     if mode == "sample" and samples < 1:
         raise CalmError("mode 'sample' needs samples", found=samples, expected="1 or more")
+    if samples < 0:
+        raise CalmError("a negative number of samples", found=samples, expected="0 or more")
+    # Under jit a temperature may have no value yet; then it is not looked at.
+    if isinstance(temperature, (int, float)) and not temperature > 0:
+        raise CalmError("the temperature must be positive", found=temperature)
+    if not all(0 <= q <= 1 for q in quantiles):
+        raise CalmError("quantiles must lie between 0 and 1", found=tuple(quantiles))
     if samples and key is None:
         raise CalmError("samples need a random key", remedy="Pass key=jax.random.key(0).")
     return _forecast(
@@ -146,6 +159,18 @@ def forecast(
         samples=int(samples),
         quantiles=tuple(quantiles),
     )
+
+
+def _check_shapes(context: Context) -> None:
+    """Raises a `CalmError` where the parts would only fit together by broadcasting."""
+    shapes = tuple(jnp.shape(x) for x in context)
+    b, n = (shapes[0][0], shapes[0][-1]) if shapes[0] else (0, 0)
+    if len(shapes[0]) != 3 or shapes[1:] != ((b, n), (b,), (b, n)):
+        raise CalmError(
+            "the parts of the context have shapes that do not belong together",
+            found=", ".join(f"{k} {v}" for k, v in zip(Context._fields, shapes)),
+            expected="traces (B, T, N), neuron (B, N), session (B,), mask (B, N)",
+        )
 
 
 @functools.partial(jax.jit, static_argnames=("horizon", "mode", "samples", "quantiles"))

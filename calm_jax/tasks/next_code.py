@@ -28,6 +28,7 @@ from calm_jax.training.precision import compute_dtype
 
 def check(config: configs.DualAxis, patch: int) -> None:
     """Raises `ConfigError` when the sizes of the config contradict each other."""
+    _check_ranges(config)
     if config.width % config.heads or (config.width // config.heads) % 2:
         raise ConfigError(
             "the width must be an even multiple of the heads (rotary position)",
@@ -53,6 +54,38 @@ def check(config: configs.DualAxis, patch: int) -> None:
             "a linear path needs a read-out",
             where="transformer.linear_context",
             remedy="Set transformer.readout_frames too.",
+        )
+
+
+def _check_ranges(config: configs.DualAxis) -> None:
+    """Each number on its own, and parts that nothing would reach."""
+    least = {
+        "width": 1, "layers": 1, "heads": 1, "ffn": 1, "mixing_heads": 1, "mixing_rank": 1,
+        "neurons_per_trial": 1, "noise_neighbours": 1, "scheduled_block": 1,
+        "readout_frames": 0, "linear_context": 0, "readout_weight": 0, "code_weight": 0,
+    }  # fmt: skip
+    for name, low in least.items():
+        if not getattr(config, name) >= low:
+            raise ConfigError(
+                "too small",
+                where=f"transformer.{name}",
+                found=getattr(config, name),
+                expected=f"at least {low}",
+            )
+    for name in ("dropout", "noise_probability", "scheduled_probability"):
+        high = 1.0 - (name == "dropout") * 1e-6
+        if not 0 <= getattr(config, name) <= high:
+            raise ConfigError(
+                "not a probability" if name != "dropout" else "not a rate of dropout",
+                where=f"transformer.{name}",
+                found=getattr(config, name),
+                expected="0 to 1" if name != "dropout" else "0 or more, below 1",
+            )
+    if config.mixing == "signed" and not (config.neuron_embedding or config.session_embedding):
+        raise ConfigError(
+            "signed mixing reads its couplings from embeddings, and there are none",
+            where="transformer.mixing",
+            remedy="Set transformer.neuron_embedding, or transformer.mixing softmax.",
         )
 
 
@@ -84,6 +117,12 @@ class NextCode:
         check(config, self.patch)
         self.config, self.training, self.prepared = config, training, prepared
         self.codes, self.seed, self.steps = codes, seed, steps
+        if config.tokens == "exported" and codes is None:
+            raise ConfigError(
+                "exported tokens are asked for and no tokenized data set is given",
+                where="transformer.tokens",
+                remedy="Set transformer.tokens to encoded.",
+            )
         self._dtype = compute_dtype(training.precision)
         self._tokenizer_graph, self._tokenizer = nnx.split(tokenizer)
         self._graph = nnx.graphdef(jax.eval_shape(lambda: self._init(jax.random.key(0))))
