@@ -27,3 +27,11 @@ def no_signals_left():
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)]
     yield
     assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+@pytest.fixture(scope="module")
+def quick_compilation():
+    """Compiles without most optimisations: a third of the time for small models, run once."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

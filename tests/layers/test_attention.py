@@ -16,6 +16,7 @@ from calm_jax.layers.attention import SelfAttention, rotary
 from calm_jax.layers.basic import FeedForward, dropout, layer_norm, split_key
 
 RNG = np.random.default_rng(0)
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def module(causal=True, rope=True, width=8, heads=2, rate=0.0, dtype=jnp.float32):

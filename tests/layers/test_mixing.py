@@ -16,6 +16,7 @@ from calm_jax.layers.mixing import make_mixing
 
 RNG = np.random.default_rng(1)
 B, T, N, W = 2, 3, 7, 8
+pytestmark = pytest.mark.usefixtures("quick_compilation")
 
 
 def mixer(kind, rate=0.0, dtype=jnp.float32):
