@@ -170,6 +170,9 @@ def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError("no experiment named", where="calm-jax pretrain", expected=listed)
     experiment = experiments_loader.load_experiment(known.experiment)
     experiment = override(experiment, [*rest, *(["--help"] if known.help else [])])
+    from calm_jax.allocator import prefer_large_pages
+
+    prefer_large_pages()  # before jax starts its threads
     _start_jax()
     from calm_jax import pipeline
 

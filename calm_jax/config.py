@@ -124,7 +124,9 @@ class DualAxis:
     neuron_embedding: bool = True
     session_embedding: bool = True
     # Beside the codes (ours; off = as published)
-    values: Literal["none", "level", "difference"] = "none"  # patch values added to the token
+    # Frames of the patch added to the token: their levels, their successive differences
+    # (which a drifting baseline leaves alone), or the differences and the last level.
+    values: Literal["none", "level", "difference", "both"] = "none"
     readout_frames: int = 0  # frames predicted at once from each position; 0 = codes only
     readout_weight: float = 1.0
     code_weight: float = 1.0
@@ -159,6 +161,7 @@ class Training:
     log_every: int = 20  # steps
     eval_every: int = 200  # steps
     eval_batches: int = 8  # validation batches each time
+    watch: str = "loss"  # the validation metric that counts as loss (the least is the best)
     early_stop: int | None = None  # evaluations without improvement; the best is kept
     checkpoint_seconds: float = 120.0  # between checkpoints; with early_stop also at each new best
     keep: int = 2  # checkpoints kept

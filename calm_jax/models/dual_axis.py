@@ -146,7 +146,13 @@ class DualAxisTransformer(nnx.Module):
         self.value = (
             None
             if config.values == "none"
-            else nnx.Linear(patch, config.width, use_bias=False, dtype=dtype, rngs=rngs)
+            else nnx.Linear(
+                patch + (config.values == "both"),
+                config.width,
+                use_bias=False,
+                dtype=dtype,
+                rngs=rngs,
+            )
         )
         self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
         self.norm = layer_norm(config.width, rngs=rngs, dtype=dtype)
@@ -186,14 +192,17 @@ class DualAxisTransformer(nnx.Module):
         return x + self.identity(tokens)[:, None]
 
     def _value_features(self, tokens: Tokens) -> Array:
-        """(B, S, N, patch): the frames of each step, or their successive differences."""
+        """(B, S, N, features): the frames of each step as `config.values` wants them."""
         values = tokens.values
         if self.config.values == "level":
             return values
         last = values[..., -1]
         first = values[:, :1, :, 0] if tokens.previous is None else tokens.previous[:, None]
         before = jnp.concatenate([first, last[:, :-1]], axis=1)
-        return jnp.diff(values, prepend=before[..., None], axis=-1)
+        change = jnp.diff(values, prepend=before[..., None], axis=-1)
+        if self.config.values == "difference":
+            return change
+        return jnp.concatenate([change, last[..., None]], axis=-1)
 
 
 def mixing_embedding(model: DualAxisTransformer, tokens: Tokens) -> Array:

@@ -123,6 +123,14 @@ class NextCode:
                 where="transformer.tokens",
                 remedy="Set transformer.tokens to encoded.",
             )
+        known = ["loss", "nll"] + ["mse"] * (config.readout_frames > 0)
+        if training.watch not in known:
+            raise ConfigError(
+                "no such validation metric",
+                where="transformer_training.watch",
+                found=repr(training.watch),
+                expected=", ".join(known),
+            )
         self._dtype = compute_dtype(training.precision)
         self._tokenizer_graph, self._tokenizer = nnx.split(tokenizer)
         self._graph = nnx.graphdef(jax.eval_shape(lambda: self._init(jax.random.key(0))))
@@ -316,12 +324,19 @@ class NextCode:
     # -- evaluation ----------------------------------------------------------------
 
     def evaluate(self, params: dict, extra: dict) -> dict[str, float]:
-        """The loss and its parts on validation windows, without noise or dropout."""
+        """The loss and its parts on validation windows, without noise or dropout.
+
+        With `training.watch` naming another metric, that one stands as `loss` and the
+        loss itself as `objective`.
+        """
         found = [
             jax.device_get(self._score(params, extra, self._rows("valid", i, 0, 1)))
             for i in range(self.training.eval_batches)
         ]
-        return {k: float(np.mean([f[k] for f in found])) for k in found[0]}
+        metrics = {k: float(np.mean([f[k] for f in found])) for k in found[0]}
+        if self.training.watch == "loss":
+            return metrics
+        return {**metrics, "objective": metrics["loss"], "loss": metrics[self.training.watch]}
 
     def _evaluate(self, params: dict, extra: dict, batch: dict) -> dict[str, Array]:
         _, tokens, mask = self._inputs(extra, batch)

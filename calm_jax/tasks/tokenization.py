@@ -63,6 +63,13 @@ class Tokenization:
         self.seed, self.steps = seed, steps
         self.warm_steps = round(config.warmup_fraction * steps)
         self.anneal_steps = max(round(config.anneal_fraction * steps), 1)
+        if training.watch not in ("loss", "mse"):
+            raise ConfigError(
+                "no such validation metric",
+                where="tokenizer_training.watch",
+                found=repr(training.watch),
+                expected="loss, mse",
+            )
         self._dtype = compute_dtype(training.precision)
         self._graph = nnx.graphdef(jax.eval_shape(self._init, jax.random.key(0)))
         self._start = jax.jit(self._split)
@@ -309,7 +316,8 @@ class Tokenization:
             found = self._score(params, extra, self._rows("valid", i, 0, 1))
             found = jax.tree.map(np.float64, jax.device_get(found))
             total = found if total is None else jax.tree.map(np.add, total, found)
-        return summarise(total, self.config.pearson_weight)
+        metrics = summarise(total, self.config.pearson_weight)
+        return {**metrics, "loss": metrics[self.training.watch]}
 
     def _reconstruct(self, params: dict, extra: dict, batch: dict) -> dict[str, Array]:
         tok = self.model(params, extra)
