@@ -141,11 +141,16 @@ def by_step(
 
 
 def reconstruction_table(rows: Iterable[Row]) -> dict[tuple[str, str | None], dict[str, float]]:
-    """(part, session or None for the mean) -> metric -> value of the tokenizer's rows."""
+    """(part, session or None for the mean) -> metric -> value of the tokenizer's rows.
+
+    The baseline has parts of its own, such as "test, k-means of patches".
+    """
     out: dict[tuple[str, str | None], dict[str, list[float]]] = {}
     for r in averaged(select(rows, protocol=TOKENIZER, step=None)):
         if r["session"] is None and r["animal"] is not None:
             continue
         part, _, metric = r["metric"].partition("_")
+        if r["method"] == "kmeans_patches":
+            part += ", k-means of patches"
         out.setdefault((part, r["session"]), {}).setdefault(metric, []).append(r["value"])
     return {k: {m: float(np.mean(v)) for m, v in cells.items()} for k, cells in out.items()}
