@@ -249,6 +249,8 @@ def _report(run: Run, say: _Say) -> None:
 
 # Evaluation
 
+_NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
+
 
 def _baselines(experiment: config.Experiment, prepared: Prepared) -> dict[str, Forecaster]:
     return baselines.fit_all(prepared, prepared.splits, experiment.forecasting.horizon)
@@ -274,11 +276,13 @@ def forecast_rows(
     if known:
         counts = [s.n_neurons for s in sessions]
         offsets = np.concatenate([[0], np.cumsum(counts)])
+    most = max(s.n_neurons for s in sessions)
     own = CalmForecaster(
         model,
         offsets,
-        max(s.n_neurons for s in sessions),
+        most,
         mode=settings.mode,
+        batch=min(max(_NEURONS_AT_ONCE // most, 1), 16),
         samples=settings.samples if settings.mode == "sample" else 0,
         seed=experiment.seed,
     )

@@ -40,6 +40,7 @@ def experiment() -> Experiment:
         tokenizer_training=Training(
             steps=600,
             batch=128,
+            window=100,
             learning_rate=4e-3,
             final_learning_rate=1e-5,
             weight_decay=5e-6,
@@ -66,6 +67,7 @@ def experiment() -> Experiment:
         transformer_training=Training(
             steps=260,
             batch=8,
+            window=100,
             learning_rate=2e-3,
             final_learning_rate=2e-5,
             weight_decay=1e-3,

@@ -25,6 +25,7 @@ def experiment() -> Experiment:
         tokenizer=Tokenizer(),
         tokenizer_training=Training(
             epochs=100,
+            window=200,  # trials have 60-200 frames; longer ranges are cut
             batch=4096,  # neuron-trials; the release does not state its batch
             learning_rate=5e-5,
             final_learning_rate=1e-6,
@@ -37,6 +38,7 @@ def experiment() -> Experiment:
         transformer=DualAxis(),
         transformer_training=Training(
             epochs=160,
+            window=200,
             batch=16,
             learning_rate=1e-3,
             final_learning_rate=1e-6,
