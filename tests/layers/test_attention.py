@@ -180,6 +180,12 @@ def test_dropout_keeps_the_mean_and_the_share():
     # Binomial: SD of the share is sqrt(.21 / 1e5) = .0014.
     assert abs(kept.mean() - 0.7) < 0.006
     np.testing.assert_allclose(np.asarray(y)[kept], 1 / 0.7, rtol=1e-6)
+    # Elements that share a random word are independent all the same: SD .0045 each.
+    for distance in (1, 2, 250):
+        a, b = kept[:, :-distance].ravel(), kept[:, distance:].ravel()
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.025
+    odd = np.asarray(dropout(jnp.ones((7, 3, 5)), 0.5, jax.random.key(1)))
+    assert odd.shape == (7, 3, 5) and 0.25 < (odd == 0).mean() < 0.75
     assert dropout(x, 0.3, None) is x and dropout(x, 0.0, jax.random.key(0)) is x
     assert dropout(x.astype(jnp.bfloat16), 0.3, jax.random.key(0)).dtype == jnp.bfloat16
 
