@@ -91,7 +91,9 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument("--context", type=_count, help="frames given; default: as in the experiment")
     p.add_argument("--horizon", type=_count, help="frames forecast; default: as in the experiment")
     p.add_argument("--origin", type=int, help="first forecast frame; default: end of the recording")
-    p.add_argument("--samples", type=int, default=0, help="trajectories for the quantiles")
+    p.add_argument(
+        "--samples", type=_trajectories, default=0, help="trajectories for the quantiles"
+    )
     p.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
 
     p = command("evaluate", _evaluate, "score a run beside its baselines")
@@ -108,6 +110,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number of frames")
+    return value
+
+
+def _trajectories(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is a negative number of trajectories")
     return value
 
 
@@ -194,6 +203,7 @@ def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
     )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
+    print(f"wrote {known.out}", file=sys.stderr)
 
 
 def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:

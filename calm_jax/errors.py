@@ -79,4 +79,11 @@ def writing(path: object) -> Iterator[None]:
                 where=path,
                 remedy="Choose another folder.",
             ) from e
+        if e.errno in (errno.EISDIR, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+            raise RunError(
+                "cannot be written",
+                where=path,
+                found=e.strerror,
+                remedy="Choose another name.",
+            ) from e
         raise

@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax import config, evaluation
+from calm_jax import evaluation
 from calm_jax.baselines.windows import Forecaster, origins
 from calm_jax.files import replacing
 from calm_jax.forecasting import CalmForecaster
 from calm_jax.models.forecaster import CalM
 from calm_jax.reconstruction import decoded
-from calm_jax.runs import Run
+from calm_jax.runs import Trained
 from calm_jax.tasks.codes import Codes
 
 RECONSTRUCTIONS = 6
@@ -21,25 +21,25 @@ FRAMES = 400  # of a reconstruction that is drawn
 
 
 def write(
-    model: CalM,
-    experiment: config.Experiment,
+    trained: Trained,
     prepared: Any,
     scores: list[evaluation.Score],
     methods: dict[str, Forecaster],
     usage: dict[str, np.ndarray],
-    run: Run,
 ) -> None:
     """Writes `evaluation/examples.npz`; what it holds is listed at `report.page`.
 
     Examples are drawn from the test part with the seed of the run, not chosen.
     """
+    run, experiment = trained.run, trained.run.experiment
     rng = np.random.default_rng(experiment.seed)
     arrays: dict[str, Any] = {f"usage_{part}": counts for part, counts in usage.items()}
-    arrays |= reconstructions(model, prepared, Codes(run.path("codes.h5")), rng)
-    arrays |= forecasts(model, experiment, prepared, methods, rng)
+    arrays |= reconstructions(trained.model, prepared, Codes(run.path("codes.h5")), rng)
+    arrays |= forecasts(trained, prepared, methods, rng)
     arrays |= neuron_correlations(scores)
     arrays["rate"] = prepared.store.sessions[0].rate
-    arrays["unit"] = "z-scored" if experiment.preprocess.z_score else prepared.store.sessions[0].unit
+    unit = prepared.store.sessions[0].unit
+    arrays["unit"] = "z-scored" if experiment.preprocess.z_score else unit
     with replacing(run.path("evaluation", "examples.npz")) as part, open(part, "wb") as file:
         np.savez(file, **arrays)
 
@@ -87,24 +87,22 @@ def reconstructions(
 
 
 def forecasts(
-    model: CalM,
-    experiment: config.Experiment,
+    trained: Trained,
     prepared: Any,
     methods: dict[str, Forecaster],
     rng: np.random.Generator,
 ) -> dict[str, np.ndarray]:
     """Protocol B windows with the spread of drawn trajectories; keys begin with fc_."""
-    s = experiment.forecasting
-    counts = [x.n_neurons for x in prepared.store.sessions]
+    s = trained.run.experiment.forecasting
     own = CalmForecaster(
-        model,
-        np.concatenate([[0], np.cumsum(counts)]),
-        max(counts),
+        trained.model,
+        trained.offsets(),
+        max(x.n_neurons for x in prepared.store.sessions),
         mode=s.mode,
         batch=1,
         samples=s.samples,
         quantiles=s.quantiles,
-        seed=experiment.seed,
+        seed=trained.run.experiment.seed,
     )
     out: dict[str, list] = {k: [] for k in ("context", "true", "mean", "quantiles", "baselines")}
     label = []

@@ -29,8 +29,8 @@ class CalmForecaster:
 
     Args:
       model: tokenizer and transformer.
-      offsets: (S + 1,) first row of each session's neurons in the table; with None all
-        sessions are never seen.
+      offsets: (S,) first row of each session's neurons in the table, -1 for a session
+        that training never saw; None when it saw none of them.
       neurons: width of a batch, at least the neurons of the largest session.
       mode: as in `forecast`. batch: windows at a time.
     """
@@ -62,8 +62,10 @@ class CalmForecaster:
         """Mean (B, horizon, N) and quantiles (levels, B, horizon, N) as numpy arrays."""
         n = context.shape[2]
         rows = np.full(self._neurons, -1, np.int32)
-        if self._offsets is not None:
+        known = -1
+        if self._offsets is not None and self._offsets[session] >= 0:
             rows[:n] = self._offsets[session] + np.arange(n)
+            known = session
         real = np.arange(self._neurons) < n
         size = self._batch
         means, spreads = [], []
@@ -71,7 +73,6 @@ class CalmForecaster:
             part = context[first : first + size]
             x = np.zeros((size, context.shape[1], self._neurons), np.float32)
             x[: len(part), :, :n] = part
-            known = -1 if self._offsets is None else session
             given = Context(
                 jnp.asarray(x),
                 jnp.asarray(np.broadcast_to(rows, (size, rows.size))),
@@ -94,7 +95,7 @@ class CalmForecaster:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Prepared:
+class Given:
     """A context made from a recording, and the way back to its unit.
 
     Attributes:
@@ -111,37 +112,38 @@ class Prepared:
 
 def make_context(
     trained: Trained, session: Session, frames: int, origin: int | None = None
-) -> Prepared:
+) -> Given:
     """The scaled `frames` frames before `origin`, with their rows in the tables.
 
     Only frames before the origin are looked at. A recording of the run keeps its
     scalers and embeddings; any other is scaled by its own frames before the origin and
-    takes the mean embeddings (a note says so).
+    takes the mean embeddings, as does a held-out session (a note says so).
 
     Args:
       origin: first forecast frame; default the end of the recording.
 
     Raises:
-      RecordingError: when the context leaves the recording or crosses a trial's edge.
+      RecordingError: when the context leaves the recording or crosses a trial's edge,
+        or nothing varies before the origin.
     """
     settings = trained.run.experiment.preprocess
     origin = session.n_frames if origin is None else int(origin)
     if not 0 < origin <= session.n_frames:
         raise RecordingError(
             "the origin lies outside the recording",
-            where="origin",
-            found=origin,
+            where=f"session {session.session}",
+            found=f"origin {origin}",
             expected=f"1 to {session.n_frames}",
         )
     first = _first_frame(session, origin)
     if origin - first < frames:
-        inside = "of the trial" if first else ""
+        inside = "of this trial" if len(session.trials) else "of this recording"
         raise RecordingError(
             "fewer frames than the context",
-            where=session.session,
+            where=f"session {session.session}",
             found=f"{origin - first} frames {inside} before the origin {origin}",
             expected=f"{frames}",
-            remedy="Choose a later origin or a shorter context.",
+            remedy="Give a later --origin or a shorter --context.",
         )
     notes = []
     traces, mask = session.traces[:origin], session.mask[:origin]
@@ -156,9 +158,16 @@ def make_context(
     else:
         scalers, k, row = trained.scalers, i, i
         rows = (trained.table.offset[i] + np.arange(session.n_neurons)).astype(np.int32)
+        if trained.held_out()[i]:
+            notes.append(
+                "this session was held out from training: it is forecast with the mean embeddings"
+            )
+            rows, row = np.full_like(rows, -1), -1
     constant = int(scalers.constant[k].sum())
+    if constant == session.n_neurons:
+        raise all_constant(session.session, constant)
     if constant:
-        notes.append(f"{constant} of {session.n_neurons} traces are constant before the origin")
+        notes.append(f"{constant} of {session.n_neurons} traces are constant")
     rate = float(np.median(trained.table.rate))
     if not 0.95 < session.rate / rate < 1.05:
         notes.append(
@@ -172,7 +181,17 @@ def make_context(
         jnp.full((1,), row, jnp.int32),
         jnp.ones((1, session.n_neurons), bool),
     )
-    return Prepared(given, scalers.mean[k], scalers.sd[k], tuple(notes))
+    return Given(given, scalers.mean[k], scalers.sd[k], tuple(notes))
+
+
+def all_constant(session: str, neurons: int) -> RecordingError:
+    """The error for a session in which nothing varies."""
+    return RecordingError(
+        "every trace is constant where the scaling is fitted: there is nothing to forecast",
+        where=f"session {session}",
+        found=f"{neurons} constant traces",
+        remedy="Leave the recording out, or look whether its traces were read correctly.",
+    )
 
 
 def _first_frame(session: Session, origin: int) -> int:
@@ -186,14 +205,14 @@ def _first_frame(session: Session, origin: int) -> int:
 
 
 def forecast_file(
-    run: Path,
-    file: Path,
+    run: Path | str,
+    file: Path | str,
     *,
     context: int | None = None,
     horizon: int | None = None,
     origin: int | None = None,
     samples: int = 0,
-    out: Path,
+    out: Path | str,
 ) -> tuple[Forecast, tuple[str, ...]]:
     """Forecasts a recording and writes it in the unit of the input.
 

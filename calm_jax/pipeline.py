@@ -7,6 +7,7 @@ again continues where the last one stopped; a finished stage is not run twice.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,9 @@ import numpy as np
 from rich.console import Console
 
 from calm_jax import baselines, config, evaluation, examples, reconstruction, rows, runs
-from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.baselines.windows import Forecaster
-from calm_jax.forecasting import CalmForecaster, forecast_file
-from calm_jax.models.forecaster import CalM
+from calm_jax.errors import ConfigError, RecordingError
+from calm_jax.forecasting import CalmForecaster, all_constant, forecast_file
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared, Windows
 from calm_jax.recordings.build import build
@@ -27,7 +27,7 @@ from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.store import open_store
 from calm_jax.report import console as tables
 from calm_jax.report.page import write_report
-from calm_jax.runs import Run, load, open_run, read_run
+from calm_jax.runs import Run, Trained, load, open_run
 from calm_jax.tasks import codes as exported
 from calm_jax.tasks.next_code import NextCode
 from calm_jax.tasks.tokenization import Tokenization
@@ -106,18 +106,18 @@ def _prepare(run: Run, say: _Say) -> Prepared:
     """Store, split and scalers."""
     experiment = run.experiment
     store = open_store(build(experiment.data, say.console))
-    split_file, scaler_file = run.path("split.json"), run.path("scalers.npz")
     if not run.done("prepare"):
         if jax.process_index() == 0:
             with run.stage("prepare", sessions=len(store.sessions), neurons=store.n_neurons):
                 made = splits.make_split(store, experiment.split, experiment.data.held_out)
                 scalers = preprocess.fit(store, made, experiment.preprocess)
-                made.save(split_file)
-                scalers.save(scaler_file)
+                made.save(run.path("split.json"))
+                scalers.save(run.path("scalers.npz"))
                 runs.table_of(store).save(run.path("sessions.npz"))
         barrier("prepare")
-    split = splits.load(split_file, store)
-    scalers = preprocess.load(scaler_file)
+    split = runs.load_split(run, store)
+    scalers = runs.load_scalers(run)
+    _check_varying(split.sessions, scalers)
     constant = sum(int(c.sum()) for c in scalers.constant)
     say(
         f"data {experiment.data.name}: {len(store.sessions)} sessions, {store.n_neurons} neurons, "
@@ -126,6 +126,12 @@ def _prepare(run: Run, say: _Say) -> Prepared:
         + (f"; {constant} constant traces are left out of every score" if constant else "")
     )
     return Prepared(store, split, scalers)
+
+
+def _check_varying(sessions: Sequence[str], scalers: preprocess.Scalers) -> None:
+    for session, constant in zip(sessions, scalers.constant, strict=True):
+        if constant.all():
+            raise all_constant(session, constant.size)
 
 
 def total_steps(training: config.Training, windows: int) -> int:
@@ -142,7 +148,8 @@ def _tokenizer(run: Run, prepared: Prepared, say: _Say) -> None:
     e = run.experiment
     training = e.tokenizer_training
     windows = Windows(prepared.splits.ranges("train"), training.window, e.seed).per_epoch
-    neurons = np.mean([s.n_neurons for s in prepared.store.sessions])
+    index = prepared.splits.training_index
+    neurons = np.mean([prepared.store.sessions[i].n_neurons for i in index])
     steps = total_steps(training, int(windows * neurons))
     task = Tokenization(e.tokenizer, training, prepared, seed=e.seed, steps=steps)
     with run.stage("tokenizer") as facts:
@@ -157,9 +164,7 @@ def _tokenizer(run: Run, prepared: Prepared, say: _Say) -> None:
         )
         facts |= {"steps": steps, "used_step": result.step, "validation": result.best_metrics}
         if jax.process_index() == 0:
-            tree = {**result.extra, **result.params}
             runs.save_arrays(run.path("tokenizer", "model.npz"), _merged(result))
-            del tree
     barrier("tokenizer")
 
 
@@ -217,8 +222,31 @@ def _transformer(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> Non
         )
         facts |= {"steps": steps, "used_step": result.step, "validation": result.best_metrics}
         if jax.process_index() == 0:
-            runs.save_arrays(run.path("transformer", "model.npz"), result.params)
+            params = fill_untrained(result.params, prepared)
+            runs.save_arrays(run.path("transformer", "model.npz"), params)
     barrier("transformer")
+
+
+def fill_untrained(params: dict, prepared: Prepared) -> dict:
+    """Gives held-out sessions, whose rows no gradient reached, the mean of the trained rows.
+
+    The mean embeddings of a recording that was never seen then hold trained rows only.
+    """
+    held_out = prepared.splits.held_out_index
+    if not held_out:
+        return params
+    store = prepared.store
+    sessions = np.zeros(len(store.sessions), bool)
+    neurons = np.zeros(store.n_neurons, bool)
+    for i in held_out:
+        first = store.neuron_offset(i)
+        sessions[i], neurons[first : first + store.sessions[i].n_neurons] = True, True
+    for name, untrained in (("session", sessions), ("neuron", neurons)):
+        if params.get(name):
+            table = np.array(params[name]["embedding"])
+            table[untrained] = table[~untrained].mean(0)
+            params = {**params, name: {**params[name], "embedding": table}}
+    return params
 
 
 def _log(run: Run, stage: str, say: _Say) -> Log:
@@ -232,19 +260,20 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
     trained = load(run.folder)
     with run.stage("evaluation"):
         methods = _baselines(run.experiment, prepared)
-        found, scores = forecast_rows(trained.model, run.experiment, prepared, methods)
+        found, scores = forecast_rows(trained, prepared, methods)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
         rows.write(found, run.path("evaluation", "rows.json"))
         usage = {k: np.array(v) for k, v in run.stages()["codes"]["usage"].items()}
-        examples.write(trained.model, run.experiment, prepared, scores, methods, usage, run)
+        examples.write(trained, prepared, scores, methods, usage)
     if say.shown:
         tables.print_summary(found, say.console)
 
 
 def _report(run: Run, say: _Say) -> None:
-    with run.stage("report"):
-        page = write_report(run.folder)
-    say(f"report: {page}")
+    if not run.done("report"):
+        with run.stage("report"):
+            write_report(run.folder)
+    say(f"report: {run.path('report.html')}")
 
 
 # Evaluation
@@ -257,8 +286,7 @@ def _baselines(experiment: config.Experiment, prepared: Prepared) -> dict[str, F
 
 
 def forecast_rows(
-    model: CalM,
-    experiment: config.Experiment,
+    trained: Trained,
     prepared: Prepared,
     methods: dict[str, Forecaster],
     *,
@@ -270,16 +298,12 @@ def forecast_rows(
     Args:
       known: False when the sessions are not those of the run (mean embeddings).
     """
-    settings = experiment.forecasting
-    sessions = prepared.store.sessions
-    offsets = None
-    if known:
-        counts = [s.n_neurons for s in sessions]
-        offsets = np.concatenate([[0], np.cumsum(counts)])
+    experiment = trained.run.experiment
+    settings, sessions = experiment.forecasting, prepared.store.sessions
     most = max(s.n_neurons for s in sessions)
     own = CalmForecaster(
-        model,
-        offsets,
+        trained.model,
+        trained.offsets() if known else None,
         most,
         mode=settings.mode,
         batch=min(max(_NEURONS_AT_ONCE // most, 1), 16),
@@ -303,27 +327,29 @@ def evaluate_run(
     Raises:
       RunError, RecordingError: for a run or recordings that cannot be used.
     """
-    run = read_run(folder)
-    trained, e = load(folder), run.experiment
+    trained = load(folder)
+    run, e = trained.run, trained.run.experiment
     say = _Say(None)
     if data is None:
         store = open_store(build(e.data, say.console))
-        prepared = Prepared(
-            store, splits.load(run.path("split.json"), store), trained.scalers
-        )
-        found, _ = forecast_rows(trained.model, e, prepared, _baselines(e, prepared))
+        prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
+        found, _ = forecast_rows(trained, prepared, _baselines(e, prepared))
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
     else:
         store = MemoryStore(_recordings(data, e.forecasting))
         made = splits.make_split(store, e.split)
         scalers = preprocess.fit(store, made, e.preprocess)
+        _check_varying(made.sessions, scalers)
         prepared = Prepared(store, made, scalers)
-        say("recordings not of this run: forecast with the mean embeddings; adapting does better")
-        found, _ = forecast_rows(
-            trained.model, e, prepared, _baselines(e, prepared), known=False
+        say(
+            f"{data}: scored as recordings never seen in training, with the mean embeddings; "
+            "adapting the run to them does better"
         )
+        methods = _baselines(e, prepared)
+        found, _ = forecast_rows(trained, prepared, methods, known=False)
     if out is not None:
         rows.write(found, Path(out))
+        say(f"wrote {len(found)} rows to {out}")
     tables.print_summary(found, Console(highlight=False))
     return found
 
@@ -332,7 +358,7 @@ def _recordings(path: Path, settings: config.Forecasting) -> list[Any]:
     """The sessions of a file or folder, long enough to be scored."""
     path = Path(path)
     found = [read(p) for p in (sessions_in(path) if path.is_dir() else [path])]
-    needed = settings.context + settings.horizon
+    needed, seen = settings.context + settings.horizon, set()
     for session in found:
         if session.n_frames < needed:
             raise RecordingError(
@@ -340,5 +366,14 @@ def _recordings(path: Path, settings: config.Forecasting) -> list[Any]:
                 where=f"{path}, session {session.session}",
                 found=session.n_frames,
                 expected=f"at least {settings.context} + {settings.horizon}",
+                remedy="Leave the recording out.",
             )
+        key = (session.animal, session.session)
+        if key in seen:
+            raise RecordingError(
+                f"two recordings of animal {key[0]!r} have the session id {key[1]!r}",
+                where=path,
+                remedy="Give each its own `session`, or leave one of the files out.",
+            )
+        seen.add(key)
     return found

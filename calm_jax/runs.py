@@ -6,7 +6,6 @@ import dataclasses
 import datetime
 import json
 import time
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,10 +22,23 @@ from calm_jax.files import replacing
 from calm_jax.models import tokenizer as tokenizers
 from calm_jax.models.dual_axis import DualAxisTransformer
 from calm_jax.models.forecaster import CalM
-from calm_jax.recordings import preprocess
+from calm_jax.recordings import preprocess, splits
+from calm_jax.recordings.formats.interchange import DAMAGE
 from calm_jax.training.state import named
 
-STAGES = ("prepare", "tokenizer", "codes", "transformer", "evaluation", "report")
+# What each stage leaves; one that misses a file is run again.
+STAGES = {
+    "prepare": ("split.json", "scalers.npz", "sessions.npz"),
+    "tokenizer": ("tokenizer/model.npz",),
+    "codes": ("codes.h5", "evaluation/tokenizer.json"),
+    "transformer": ("transformer/model.npz",),
+    "evaluation": ("evaluation/rows.json", "evaluation/examples.npz"),
+    "report": ("report.html",),
+}
+AGAIN = (
+    "Remove this file and give the same `calm-jax pretrain` command again: "
+    "it makes only what is missing."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,21 +54,26 @@ class Run:
 
     def stages(self) -> dict[str, dict]:
         """What is known of the stages that are done."""
+        path = self.path("stages.json")
         try:
-            return json.loads(self.path("stages.json").read_text())
+            found = json.loads(path.read_text())
+            if not isinstance(found, dict) or not all(isinstance(x, dict) for x in found.values()):
+                raise ValueError("no table of stages")
+            return found
         except FileNotFoundError:
             return {}
         except (OSError, ValueError) as e:
             raise RunError(
-                "cannot be read",
-                where=self.path("stages.json"),
+                "the file is damaged",
+                where=path,
                 found=str(e),
-                remedy="Remove the file: the run then looks at its stages again.",
+                remedy="Remove it and give the same `calm-jax pretrain` command again: "
+                "training goes on from its checkpoints.",
             ) from e
 
     def done(self, stage: str) -> bool:
-        """Whether a stage is complete."""
-        return stage in self.stages()
+        """Whether a stage is complete: its end was noted and its files are there."""
+        return stage in self.stages() and all(self.path(p).is_file() for p in STAGES[stage])
 
     @contextmanager
     def stage(self, name: str, **facts: Any) -> Iterator[dict]:
@@ -154,10 +171,10 @@ def load_arrays(path: Path, like: Any) -> Any:
         raise RunError(
             "this part of the run is missing",
             where=path,
-            remedy="Finish the run first: `calm-jax pretrain` with the same experiment.",
+            remedy="Give the same `calm-jax pretrain` command again: it makes what is missing.",
         ) from None
-    except (OSError, ValueError, zipfile.BadZipFile) as e:
-        raise RunError("cannot be read", where=path, found=str(e)) from e
+    except DAMAGE as e:
+        raise RunError("the file is damaged", where=path, found=_said(e), remedy=AGAIN) from e
     for name, leaf in wanted.items():
         if name not in arrays or arrays[name].shape != leaf.shape:
             raise RunError(
@@ -165,9 +182,15 @@ def load_arrays(path: Path, like: Any) -> Any:
                 where=path,
                 found=f"{name}: {arrays[name].shape if name in arrays else 'missing'}",
                 expected=f"{leaf.shape}",
+                remedy=AGAIN,
             )
     leaves = [jnp.asarray(arrays[k], leaf.dtype) for k, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
+
+
+def _said(e: Exception) -> str:
+    """What numpy found; a file that is no archive at all it takes for a pickle."""
+    return "no npz archive" if "pickle" in str(e) else str(e) or type(e).__name__
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -188,7 +211,9 @@ class Table:
 
     def find(self, session: str, animal: str, neurons: np.ndarray) -> int | None:
         """The index of a session whose ids and neuron ids are all the same, or None."""
-        for i in np.flatnonzero((self.session == session) & (self.animal == animal)):
+        # A store names sessions of one id in two animals `animal/session`.
+        named = np.isin(self.session, [session, f"{animal}/{session}"])
+        for i in np.flatnonzero(named & (self.animal == animal)):
             own = self.neuron[self.offset[i] : self.offset[i + 1]]
             if own.shape == neurons.shape and (own == neurons).all():
                 return int(i)
@@ -219,9 +244,33 @@ def load_table(run: Run) -> Table:
     try:
         with np.load(path, allow_pickle=False) as file:
             return Table(**{f.name: file[f.name] for f in dataclasses.fields(Table)})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as e:
+    except DAMAGE as e:
+        raise RunError("the file is damaged", where=path, found=_said(e), remedy=AGAIN) from e
+
+
+def load_scalers(run: Run) -> preprocess.Scalers:
+    """The scalers saved with a run."""
+    path = run.path("scalers.npz")
+    try:
+        return preprocess.load(path)
+    except CalmError as e:
+        raise RunError("the file is damaged", where=path, found=e.found, remedy=AGAIN) from e
+
+
+def load_split(run: Run, store: Any) -> splits.Splits:
+    """The split saved with a run, checked against the recordings."""
+    path = run.path("split.json")
+    try:
+        return splits.load(path, store)
+    except CalmError as e:
+        if str(e.where) == str(path):
+            raise RunError("the file is damaged", where=path, found=e.found, remedy=AGAIN) from e
         raise RunError(
-            "this part of the run is missing or broken", where=path, found=str(e)
+            f"the recordings are not those of the run: {e.what}",
+            where=f"{path}, {e.where}",
+            found=e.found,
+            expected=e.expected,
+            remedy="Give the recordings of this run, or start another one with --run.",
         ) from e
 
 
@@ -241,6 +290,14 @@ class Trained:
     scalers: preprocess.Scalers
     table: Table
 
+    def offsets(self) -> np.ndarray:
+        """(S,) first row of each session's neurons, -1 for held-out sessions."""
+        return np.where(self.held_out(), -1, self.table.offset[:-1])
+
+    def held_out(self) -> np.ndarray:
+        """(S,) bool, sessions that training never saw; their rows were never trained."""
+        return np.isin(self.table.session, self.run.experiment.data.held_out)
+
 
 def load_tokenizer(run: Run) -> tokenizers.Tokenizer:
     """The trained tokenizer of a run, computing in float32."""
@@ -257,6 +314,14 @@ def load(folder: Path | str) -> Trained:
       RunError: when the folder is no run, or its training is not finished.
     """
     run = read_run(Path(folder))
+    missing = [s for s in ("prepare", "tokenizer", "transformer") if not run.done(s)]
+    if missing:
+        raise RunError(
+            "the training of this run is not finished",
+            where=run.folder,
+            found=f"no {missing[0]} yet",
+            remedy="Give the same `calm-jax pretrain` command again: it goes on from there.",
+        )
     table = load_table(run)
     tokenizer = load_tokenizer(run)
     like = jax.eval_shape(
@@ -272,5 +337,5 @@ def load(folder: Path | str) -> Trained:
     graph, state = nnx.split(like)
     arrays = load_arrays(run.path("transformer", "model.npz"), nnx.to_pure_dict(state))
     transformer = nnx.merge(graph, nnx.State(arrays))
-    scalers = preprocess.load(run.path("scalers.npz"))
+    scalers = load_scalers(run)
     return Trained(run, CalM(tokenizer, transformer), scalers, table)

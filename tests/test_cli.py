@@ -143,7 +143,7 @@ def test_experiments_of_the_repository_load():
 def test_forecast_evaluate_report(calls, capsys):
     line = "forecast run file.npz --context 48 --horizon 16 --origin -3 --samples 4 --out p.npz"
     assert cli.main(line.split()) == 0
-    assert capsys.readouterr().err == "note: mean embeddings\n"
+    assert capsys.readouterr().err == "note: mean embeddings\nwrote p.npz\n"
     assert cli.main("evaluate run --data d --json rows.json".split()) == 0
     assert cli.main("report run".split()) == 0
     wanted = {"context": 48, "horizon": 16, "origin": -3, "samples": 4, "out": Path("p.npz")}

@@ -224,7 +224,7 @@ class Codes:
                     where=self.path,
                     found=f"version {version}",
                     expected=f"version {VERSION}",
-                    remedy="Remove the file and export the codes again.",
+                    remedy="Remove this file and give the same `calm-jax pretrain` command again.",
                 )
             attrs, groups = self._file.attrs, self._file["sessions"]
             self.identity = str(attrs["identity"])
@@ -237,7 +237,8 @@ class Codes:
                 "not a tokenized data set",
                 where=self.path,
                 found=str(e),
-                remedy="Export the codes again: the stage `codes` of a run does it.",
+                remedy="Remove this file and give the same `calm-jax pretrain` command again: "
+                "it makes only what is missing.",
             ) from e
         self._index: dict[int, dict[tuple[int, int], tuple[int, int]]] = {}
 
