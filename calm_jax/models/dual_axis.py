@@ -208,12 +208,16 @@ class DualAxisTransformer(nnx.Module):
 def mixing_embedding(model: DualAxisTransformer, tokens: Tokens) -> Array:
     """(B, N, D) embeddings the neural mixing reads its queries and keys from.
 
-    Normalised to unit root mean square, so that the mixing has the same scale at
-    any size of the table's entries.
+    Divided by the root mean square of the tables, so that the mixing has the same scale
+    at any size of their entries. Never-seen neurons have the mean row, which is small
+    against the others: they are mixed little, not all alike.
     """
     e = model.identity(tokens).astype(jnp.float32)
-    e = e * jax.lax.rsqrt(jnp.mean(e * e, -1, keepdims=True) + 1e-8)
-    return e.astype(model.dtype)
+    tables = [t.embedding[...] for t in (model.neuron, model.session) if t is not None]
+    if not tables:
+        return e.astype(model.dtype)
+    power = sum(jnp.mean(jnp.square(t)) for t in jax.lax.stop_gradient(tables))
+    return (e * jax.lax.rsqrt(power + 1e-8)).astype(model.dtype)
 
 
 def features(
