@@ -19,7 +19,7 @@ env:  ## make .venv from the pins (every other target does it too)
 pretrain: env  ## run an experiment from recordings to report: EXP=calm_base
 	@if [ -z "$(EXP)" ]; then echo "error: no experiment named. make pretrain EXP=calm_base; there are:" \
 	  $(filter-out __init__,$(basename $(notdir $(wildcard experiments/*.py)))) >&2; exit 2; fi
-	@exec $(PY) -m calm_jax pretrain $(EXP) $(ARGS)
+	@GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} exec $(PY) -m calm_jax pretrain $(EXP) $(ARGS)
 
 data: env  ## build a data set: NAME=interchange SOURCE=folder
 	@if [ -z "$(NAME)" ]; then echo "error: no data set named. make data NAME=interchange SOURCE=folder" >&2; exit 2; fi

@@ -154,7 +154,9 @@ class DualAxisTransformer(nnx.Module):
                 rngs=rngs,
             )
         )
-        self.blocks = nnx.List([Block(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)])
+        self.blocks = nnx.List(
+            [Block(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
+        )
         self.norm = layer_norm(config.width, rngs=rngs, dtype=dtype)
         self.readout = (
             FrameReadout(
