@@ -27,4 +27,5 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
             yield part
             os.replace(part, path)
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # such as a parent that is a file
+            part.unlink()
