@@ -65,7 +65,7 @@ def experiment() -> Experiment:
             scheduled_probability=0.0,
         ),
         transformer_training=Training(
-            steps=260,
+            steps=220,
             batch=8,
             window=100,
             learning_rate=2e-3,
@@ -73,7 +73,7 @@ def experiment() -> Experiment:
             weight_decay=1e-3,
             ema=0.98,
             log_every=10,
-            eval_every=65,
+            eval_every=55,
         ),
         forecasting=Forecasting(mode="readout"),
     )

@@ -17,7 +17,8 @@ ALPHAS = tuple(10.0 ** np.arange(1.0, 6.01, 0.5))
 # Numbers of last frames tried; longer than the context means the whole context. Few
 # lags often win by far: every lag adds as many features as there are neurons.
 LAGS = (1, 4, 16, 10_000)
-_LARGEST = 2000  # rows or columns of the matrix that is decomposed
+_LARGEST = 1500  # rows or columns of the matrix that is decomposed
+_VALIDATION = 500  # windows that choose alpha and lags
 
 
 def fit(
@@ -95,7 +96,7 @@ class PopulationRidge:
         """The best map of a session over lags and alphas, by the error on validation."""
         sizes = (self._context, self._horizon)
         train = W.stacked(self._prepared, i, "train", *sizes, self._limit)
-        valid = W.stacked(self._prepared, i, "valid", *sizes, max(1, self._limit // 3))
+        valid = W.stacked(self._prepared, i, "valid", *sizes, _VALIDATION)
         best: _Map | None = None
         for lags in sorted({min(k, self._context) for k in self._lags}):
             found = _solve(train, valid, lags, self._grid)

@@ -127,7 +127,7 @@ def test_population_ridge_takes_the_lags_that_validate_best():
     f = population_ridge.fit(p, p.splits, 8, 4, alphas=[1e1], lags=[1, 4, 8])
     c, mask = _context(p, 0)
     before = f(c, 0, mask, 4)
-    x, y = W.stacked(p, 0, "valid", 8, 4, 1333)
+    x, y = W.stacked(p, 0, "valid", 8, 4, 500)
     errors = []
     for k in (1, 4, 8):
         g = population_ridge.fit(p, p.splits, 8, 4, alphas=[1e1], lags=[k])
