@@ -21,7 +21,9 @@ Nothing at or after an origin reaches a forecaster: it is handed a copy of its c
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import os
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
@@ -30,6 +32,7 @@ from calm_jax import config
 from calm_jax.baselines import copy_last, mean
 from calm_jax.baselines.windows import Forecaster, origins
 from calm_jax.errors import CalmError, RecordingError
+from calm_jax.files import replacing
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 from calm_jax.rows import Row, averaged, row
@@ -281,6 +284,31 @@ def rows_of(scores: Iterable[Score], seed: int | None = None) -> list[Row]:
             for h, value in enumerate(array):
                 put(metric, value, step=s.first_step + h)
     return averaged(rows)
+
+
+def write_neurons(scores: Iterable[Score], prepared: Prepared, path: str | os.PathLike) -> None:
+    """Writes the per-neuron table as CSV: mse, mae and r of every method and neuron.
+
+    One line per protocol, method, session and neuron, over all its scored samples;
+    `constant` marks the neurons that are left out of every mean, their cells are empty.
+    """
+    store = prepared.store
+    index = {(s.session, s.animal): i for i, s in enumerate(store.sessions)}
+    with replacing(path) as part, open(part, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["protocol", "method", "session", "animal", "neuron", "constant", *_TABLE])
+        for s in scores:
+            ids = store.neuron_ids(index[s.session, s.animal])
+            columns = s.per_neuron()
+            for n, name in enumerate(ids):
+                cells = [columns[m][n] for m in _TABLE]
+                writer.writerow(
+                    [s.protocol, s.method, s.session, s.animal, name, int(s.constant[n])]
+                    + ["" if np.isnan(v) else f"{v:.6g}" for v in cells]
+                )
+
+
+_TABLE = ("mse", "mae", "r")
 
 
 def _mean(x: np.ndarray, axis: int | None = None) -> np.ndarray:

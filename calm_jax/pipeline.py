@@ -263,6 +263,7 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
         found, scores = forecast_rows(trained, prepared, methods)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
         rows.write(found, run.path("evaluation", "rows.json"))
+        evaluation.write_neurons(scores, prepared, run.path("evaluation", "neurons.csv"))
         usage = {k: np.array(v) for k, v in run.stages()["codes"]["usage"].items()}
         examples.write(trained, prepared, scores, methods, usage)
     if say.shown:

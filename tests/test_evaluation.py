@@ -1,5 +1,6 @@
 """Scores against loops; forecasts that cannot see the future; constant neurons counted."""
 
+import csv
 import math
 
 import numpy as np
@@ -218,3 +219,20 @@ def test_averages_go_session_animal_all():
     where = {"protocol": "B", "method": "mean", "metric": "mse", "step": None}
     each = [_value(rows, **where, session=s) for s in ("one", "two")]
     assert math.isclose(_value(rows, **where, session=None, animal=None), np.mean(each))
+
+
+def test_the_table_of_neurons_holds_every_neuron_and_agrees_with_the_rows(tmp_path):
+    p = _prepared()
+    methods = {"copy_last": copy_last.fit(p, p.splits, 8, 4)}
+    scores = evaluation.score_forecasts(p, p.splits, methods, SETTINGS)
+    evaluation.write_neurons(scores, p, tmp_path / "neurons.csv")
+    with open(tmp_path / "neurons.csv", newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert len(lines) == 4 + 4 + 3  # session one under A and B, session two under B
+    mine = [x for x in lines if x["protocol"] == "B" and x["session"] == "one"]
+    assert [x["neuron"] for x in mine] == ["0", "1", "2", "3"]
+    assert [x["constant"] for x in mine] == ["0", "0", "1", "0"] and mine[2]["r"] == ""
+    mean_r = np.mean([float(x["r"]) for x in mine if x["r"]])
+    rows = evaluation.rows_of(scores)
+    want = _value(rows, protocol="B", session="one", metric="r", step=None)
+    assert_allclose(mean_r, want, atol=1e-5)  # six digits are written
