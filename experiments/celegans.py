@@ -12,33 +12,21 @@ Expected: see docs/results.md. Cost: about 5 minutes on 2 CPU cores.
 
 from __future__ import annotations
 
-from calm_jax.config import Data, DualAxis, Experiment, Forecasting, Tokenizer, Training
+import dataclasses
+
+from calm_jax.config import Data, DualAxis, Experiment, Forecasting, Training
+from experiments import calm_base
 
 
 def experiment() -> Experiment:
-    """A small model for little data."""
-    return Experiment(
+    """The tokenizer of calm_base, and a small transformer for little data."""
+    base = calm_base.experiment()
+    return dataclasses.replace(
+        base,
         name="celegans",
         purpose="seven worms: forecasts of short recordings that drift",
         data=Data(name="celegans_dag2023"),
-        tokenizer=Tokenizer(
-            width=64,
-            layers=1,
-            heads=2,
-            ffn=2,
-            dropout=0.0,
-            code_width=8,
-            autoregressive_layers=1,
-            autoregressive_weight=0.02,
-        ),
-        tokenizer_training=Training(
-            steps=400,
-            batch=128,
-            window=96,
-            learning_rate=3e-3,
-            final_learning_rate=1e-5,
-            weight_decay=5e-6,
-        ),
+        tokenizer_training=dataclasses.replace(base.tokenizer_training, steps=400, window=96),
         transformer=DualAxis(
             width=48,
             layers=2,
@@ -56,7 +44,7 @@ def experiment() -> Experiment:
             scheduled_probability=0.0,
         ),
         transformer_training=Training(
-            steps=300,
+            steps=200,
             batch=7,
             window=96,
             learning_rate=1e-3,
@@ -67,7 +55,7 @@ def experiment() -> Experiment:
             eval_every=25,
             eval_batches=4,
             watch="mse",  # codes of worms go on improving long after forecasts overfit
-            early_stop=5,
+            early_stop=4,
         ),
         forecasting=Forecasting(mode="readout", origin_stride=4, protocols=("B",)),
     )
