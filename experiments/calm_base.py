@@ -7,7 +7,7 @@ Purpose: the whole path with its published parts (vector-quantizing tokenizer wi
 five terms of eq. 9, code head, dual axis), and beside them what forecasts better here:
 signed mixing along the neural axis in place of softmax attention, frame values beside
 the codes, and a read-out of the next 16 frames at once from every step.
-Expected: see docs/results.md. Cost: about 12 minutes on 2 CPU cores, under 4 GiB.
+Expected: see docs/results.md. Cost: about 12 minutes on 2 CPU cores (14 with installation), 5 GiB.
 """
 
 from __future__ import annotations

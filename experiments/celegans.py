@@ -7,7 +7,7 @@ between animals, no trials: contiguous blocks of 70/15/15 % with gaps of 8 frame
 Purpose: recordings of minutes that drift. The input is what changed, not where the trace
 stands; the forecast starts from the last value; a linear map of the last 48 frames
 shared by all neurons lies inside the model; training stops early on the validation part.
-Expected: see docs/results.md. Cost: about 5 minutes on 2 CPU cores.
+Expected: see docs/results.md. Cost: about 6 minutes on 2 CPU cores, 4 GiB.
 """
 
 from __future__ import annotations
