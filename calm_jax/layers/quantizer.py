@@ -7,6 +7,8 @@ latent (1 = real, 0 = padding). Distances come from one matrix product,
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -107,6 +109,7 @@ def moving_average(
     return sums / smooth[:, None], counts, sums
 
 
+@functools.partial(jax.jit, static_argnames="below")
 def revive(
     codebook: Array,
     counts: Array,

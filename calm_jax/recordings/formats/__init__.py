@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from calm_jax.errors import RecordingError
 from calm_jax.recordings.formats import interchange
@@ -19,14 +22,16 @@ class Format:
     Attributes:
       name: as shown to the user.
       recognises: path (of a file or a folder) -> bool; never raises.
-      read: path -> Session.
+      read: (path, **options) -> Session.
       suffixes: a file with such a name is meant to be one, even when it is damaged.
+      options: name -> what it is, of the keyword arguments that `read` takes.
     """
 
     name: str
     recognises: Callable[[Path], bool]
-    read: Callable[[Path], Session]
+    read: Callable[..., Session]
     suffixes: tuple[str, ...] = ()
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
 
 # The first that recognises a path reads it: special formats before general ones.
@@ -40,17 +45,66 @@ FORMATS: list[Format] = [
 ]
 
 
-def read(path: str | Path) -> Session:
+def read(path: str | Path, **options: Any) -> Session:
     """Reads one recording in any known format.
 
+    Args:
+      options: of the format, such as `series="DfOverF"` (docs/formats.md lists them).
+
     Raises:
-      RecordingError: when nothing is there, the format is unknown, or the content is wrong.
+      RecordingError: when nothing is there, the format is unknown, the content is wrong, or
+        the format has no such option.
     """
     path = Path(path)
+    known = format_of(path)
+    for name in options:
+        if name not in known.options:
+            near = difflib.get_close_matches(name, known.options, 1)
+            raise RecordingError(
+                f"{known.name} has no option {name!r}",
+                where=path,
+                expected=", ".join(known.options) or "no option",
+                remedy=f"Did you mean {near[0]!r}?" if near else None,
+            )
+    return known.read(path, **options)
+
+
+def options_from(texts: Iterable[str]) -> dict[str, Any]:
+    """`name=value` texts of the command line as options: numbers, true and false, or text.
+
+    Raises:
+      RecordingError: for a text without `=`.
+    """
+    out: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name.strip():
+            raise RecordingError(
+                "an option without a value",
+                where="--read",
+                found=repr(text),
+                expected="NAME=VALUE, such as rate=30",
+            )
+        try:
+            out[name.strip()] = json.loads(value)
+        except ValueError:
+            out[name.strip()] = value
+    return out
+
+
+def format_of(path: Path) -> Format:
+    """The format that a file or folder is in.
+
+    Raises:
+      RecordingError: when nothing is there or no format knows it.
+    """
     _exists(path)
     for known in FORMATS:
-        if known.recognises(path) or (path.is_file() and path.suffix in known.suffixes):
-            return known.read(path)
+        if known.recognises(path):
+            return known
+    for known in FORMATS:
+        if path.is_file() and path.suffix in known.suffixes:
+            return known
     raise RecordingError(
         "not a recording of a known format",
         where=path,
