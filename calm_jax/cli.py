@@ -72,11 +72,21 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p = command("info", _info, "describe recordings: neurons, frames, behaviour, missing data")
     p.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
     p.add_argument("--json", action="store_true", help="print JSON")
+    p.add_argument(
+        "--full", action="store_true", help="read all traces of large files too, not headers alone"
+    )
+    _reading(p)
 
     p = command("data", _data, "build a data set from its recordings, or simulate it")
     p.add_argument("name", metavar="NAME", help="a builder in data/, such as interchange")
     p.add_argument("--source", type=Path, help="folder or file with the recordings")
     p.add_argument("--store", type=Path, default=Path("datasets"), help="default: datasets")
+    p.add_argument("--rate", type=float, help="resample every recording to this rate (Hz)")
+    p.add_argument("--workers", type=_count, help="recordings read at a time; default: 1 or 2")
+    p.add_argument(
+        "--skip-unreadable", action="store_true", help="leave out recordings that cannot be read"
+    )
+    _reading(p)
 
     p = command(
         "pretrain", _pretrain, "run an experiment from recordings to report", add_help=False
@@ -95,21 +105,33 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         "--samples", type=_trajectories, default=0, help="trajectories for the quantiles"
     )
     p.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
+    _reading(p)
 
     p = command("evaluate", _evaluate, "score a run beside its baselines")
     p.add_argument("run", type=Path, metavar="RUN", help="run folder")
     p.add_argument("--data", type=Path, help="other recordings; default: those of the run")
     p.add_argument("--json", type=Path, dest="out", help="write the rows to this file")
+    _reading(p)
 
     p = command("report", _report, "write report.html and the figures of a run")
     p.add_argument("run", type=Path, metavar="RUN", help="run folder")
     return parser, dict(sub.choices)
 
 
+def _reading(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--read",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the format's reader, such as series=DfOverF; may be repeated",
+    )
+
+
 def _count(text: str) -> int:
     value = int(text)
     if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not a positive number of frames")
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
     return value
 
 
@@ -152,7 +174,7 @@ def _start_jax() -> None:
 def _info(known: argparse.Namespace, rest: list[str]) -> int | None:
     from calm_jax.recordings.info import print_info
 
-    return print_info(known.paths, known.json)
+    return print_info(known.paths, known.json, options=known.read, full=known.full)
 
 
 def _data(known: argparse.Namespace, rest: list[str]) -> None:
@@ -160,7 +182,14 @@ def _data(known: argparse.Namespace, rest: list[str]) -> None:
     from calm_jax.recordings.build import build
 
     source = None if known.source is None else str(known.source)
-    print(build(config.Data(name=known.name, source=source, store=str(known.store))))
+    data = config.Data(
+        name=known.name,
+        source=source,
+        store=str(known.store),
+        read=tuple(known.read),
+        rate=known.rate,
+    )
+    print(build(data, workers=known.workers, skip_unreadable=known.skip_unreadable))
 
 
 def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
@@ -179,9 +208,11 @@ def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
         raise ConfigError("no experiment named", where="calm-jax pretrain", expected=listed)
     experiment = experiments_loader.load_experiment(known.experiment)
     experiment = override(experiment, [*rest, *(["--help"] if known.help else [])])
+    from calm_jax import compilation
     from calm_jax.allocator import prefer_large_pages
 
     prefer_large_pages()  # before jax starts its threads
+    compilation.prepare(experiment.compilation)
     _start_jax()
     from calm_jax import pipeline
 
@@ -199,6 +230,7 @@ def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
         horizon=known.horizon,
         origin=known.origin,
         samples=known.samples,
+        options=tuple(known.read),
         out=known.out,
     )
     for note in notes:
@@ -207,10 +239,16 @@ def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
+    if known.read and known.data is None:
+        raise ConfigError(
+            "--read belongs to recordings named by --data",
+            where="calm-jax evaluate",
+            remedy="Those of the run are read as in its experiment.",
+        )
     _start_jax()
     from calm_jax import pipeline
 
-    pipeline.evaluate_run(known.run, data=known.data, out=known.out)
+    pipeline.evaluate_run(known.run, data=known.data, options=known.read, out=known.out)
 
 
 def _report(known: argparse.Namespace, rest: list[str]) -> None:

@@ -47,6 +47,8 @@ class Data:
     store: str = "datasets"  # built stores are kept below this folder
     simulation: Simulation = Simulation()  # used by simulated_population only
     held_out: tuple[str, ...] = ()  # session ids never used for training
+    read: tuple[str, ...] = ()  # options of the reader, name=value (docs/formats.md)
+    rate: float | None = None  # Hz that recordings are resampled to; None = as recorded
 
 
 @dataclasses.dataclass(frozen=True)

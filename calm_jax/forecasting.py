@@ -15,7 +15,7 @@ from calm_jax.files import replacing
 from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
 from calm_jax.recordings import preprocess
 from calm_jax.recordings.batches import bucket
-from calm_jax.recordings.formats import read
+from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.session import Session
 from calm_jax.runs import Trained, load
 
@@ -212,12 +212,17 @@ def forecast_file(
     horizon: int | None = None,
     origin: int | None = None,
     samples: int = 0,
+    options: tuple[str, ...] = (),
     out: Path | str,
 ) -> tuple[Forecast, tuple[str, ...]]:
     """Forecasts a recording and writes it in the unit of the input.
 
     The npz at `out` holds `mean` (horizon, N), `origin`, `rate`, `neuron` (ids), `unit`,
-    and with samples `quantiles` (levels, horizon, N) and `levels`.
+    and with samples `quantiles` (levels, horizon, N) and `levels`. A run whose recordings
+    were resampled (`data.rate`) forecasts this one at the same rate.
+
+    Args:
+      options: of the reader, `name=value`.
 
     Returns:
       the forecast in the unit of the input, and the notes.
@@ -227,7 +232,7 @@ def forecast_file(
     """
     trained = load(run)
     settings = trained.run.experiment.forecasting
-    session = read(Path(file))
+    session = load_session(file, options, trained.run.experiment.data.rate)
     frames = settings.context if context is None else context
     horizon = settings.horizon if horizon is None else horizon
     given = make_context(trained, session, frames, origin)

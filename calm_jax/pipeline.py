@@ -22,7 +22,8 @@ from calm_jax.forecasting import CalmForecaster, all_constant, forecast_file
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared, Windows
 from calm_jax.recordings.build import build
-from calm_jax.recordings.formats import read, sessions_in
+from calm_jax.recordings.formats import sessions_in
+from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.store import open_store
 from calm_jax.report import console as tables
@@ -318,12 +319,17 @@ def forecast_rows(
 
 
 def evaluate_run(
-    folder: Path, *, data: Path | None = None, out: Path | None = None
+    folder: Path,
+    *,
+    data: Path | None = None,
+    options: Sequence[str] = (),
+    out: Path | None = None,
 ) -> list[rows.Row]:
     """Scores a run on its test part, or on other recordings, beside the baselines.
 
     Other recordings are split like those of the run: baselines and scalers are fitted
-    on their training part, the model itself is not (mean embeddings).
+    on their training part, the model itself is not (mean embeddings). `options` are the
+    reader's, `name=value`.
 
     Raises:
       RunError, RecordingError: for a run or recordings that cannot be used.
@@ -337,7 +343,7 @@ def evaluate_run(
         found, _ = forecast_rows(trained, prepared, _baselines(e, prepared))
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
     else:
-        store = MemoryStore(_recordings(data, e.forecasting))
+        store = MemoryStore(_recordings(data, e, options))
         made = splits.make_split(store, e.split)
         scalers = preprocess.fit(store, made, e.preprocess)
         _check_varying(made.sessions, scalers)
@@ -355,10 +361,11 @@ def evaluate_run(
     return found
 
 
-def _recordings(path: Path, settings: config.Forecasting) -> list[Any]:
+def _recordings(path: Path, e: config.Experiment, options: Sequence[str]) -> list[Any]:
     """The sessions of a file or folder, long enough to be scored."""
-    path = Path(path)
-    found = [read(p) for p in (sessions_in(path) if path.is_dir() else [path])]
+    path, settings = Path(path), e.forecasting
+    files = sessions_in(path) if path.is_dir() else [path]
+    found = [load_session(p, options, e.data.rate) for p in files]
     needed, seen = settings.context + settings.horizon, set()
     for session in found:
         if session.n_frames < needed:

@@ -14,6 +14,7 @@ import difflib
 import fcntl
 import hashlib
 import importlib
+import json
 import logging
 import shutil
 import sys
@@ -38,15 +39,26 @@ def data_sets() -> list[str]:
     )
 
 
-def build(data: config.Data, console: Console | None = None) -> Path:
+def build(
+    data: config.Data,
+    console: Console | None = None,
+    *,
+    workers: int | None = None,
+    skip_unreadable: bool = False,
+) -> Path:
     """The folder of the store of `data`, built unless it stands there already.
 
-    An interrupted build leaves nothing that looks complete; of two processes that
-    build the same store, one builds and the other waits for it.
+    An interrupted build leaves nothing that looks complete, and keeps the sessions that
+    were read: the same call goes on with the others. Of two processes that build from the
+    same source, one builds and the other waits for it.
 
     Args:
       data: which data set, from where, kept where.
       console: where progress is shown; standard error by default.
+      workers: recordings read at a time, each in a process of its own; None = this process
+        alone. The store is the same for any number.
+      skip_unreadable: leave out recordings that cannot be read; whoever uses the store is
+        told which.
 
     Raises:
       ConfigError: for an unknown data set, or one without the source it needs.
@@ -66,40 +78,56 @@ def build(data: config.Data, console: Console | None = None) -> Path:
     logging.getLogger("absl").setLevel(logging.ERROR)
     module = importlib.import_module(f"data.{data.name}.builder")
     shared = importlib.import_module("data.session_builder")
-    [cls] = [c for c in shared.SessionBuilder.__subclasses__() if c.__module__ == module.__name__]
+    [cls] = [
+        c
+        for c in vars(module).values()
+        if isinstance(c, type)
+        and issubclass(c, shared.SessionBuilder)
+        and c.__module__ == module.__name__
+    ]
     root = Path(data.store)
     settings = shared.SessionsConfig(
-        name="any", simulation=data.simulation, source=data.source
+        name="any",
+        simulation=data.simulation,
+        source=data.source,
+        read=tuple(data.read),
+        rate=data.rate,
     )
-    if hasattr(module, "files"):
-        source = shared.named_source(data.name, data.source)
-        settings.name = _files_fingerprint(module.files(source))
+    sources = cls.sources(settings)
+    more = shared.settings_texts(settings)
+    if all(isinstance(x, Path) for x in sources):
+        settings.name = shared.files_fingerprint(sources, *more)
+        origin = str(Path(data.source).resolve())
     else:
-        settings.name = config.fingerprint(data.simulation)
+        origin = config.fingerprint(data.simulation)
+        settings.name = shared.files_fingerprint([], origin, *more) if more else origin
     builder = cls(data_dir=str(root), config=settings)
     folder = Path(builder.data_dir)
-    if folder.is_dir():
-        open_store(folder)  # a damaged one is told here, not in the middle of a run
-        return folder
-    with writing(root), _alone(folder.parent):
-        if not folder.is_dir():
-            for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
-                shutil.rmtree(left)  # of a build that was killed
-            # Nothing is downloaded, but tensorflow-datasets makes the folders for it.
-            with _progress(builder, data.name, console), tempfile.TemporaryDirectory() as empty:
-                builder.download_and_prepare(download_dir=empty, file_format="array_record")
+    if not folder.is_dir():
+        # Parts are kept by source, not by store: when one file of many is mended, the
+        # others need not be read again.
+        mark = hashlib.sha256(origin.encode()).hexdigest()[:12]
+        unfinished = root / data.name / f"unfinished.{mark}"
+        builder.workers = workers or 1
+        builder.skip_unreadable = skip_unreadable
+        builder.unfinished = unfinished
+        with writing(root), _alone(unfinished), _alone(folder.parent):
+            if not folder.is_dir():
+                for left in folder.parent.glob(f"incomplete.*_{folder.name}"):
+                    shutil.rmtree(left)  # of a build that was killed
+                # Nothing is downloaded, but tensorflow-datasets makes the folders for it.
+                with _progress(builder, data.name, console), tempfile.TemporaryDirectory() as empty:
+                    builder.download_and_prepare(download_dir=empty, file_format="array_record")
+            for part in unfinished.iterdir():
+                if part.is_dir():  # all but the lock, which others may be waiting for
+                    shutil.rmtree(part)
+    open_store(folder)  # a damaged one is told here, not in the middle of a run
+    if (folder / shared.LEFT_OUT).is_file():
+        left_out = json.loads((folder / shared.LEFT_OUT).read_text())
+        console.print(f"{folder}: built without {len(left_out)} recordings", soft_wrap=True)
+        for text in left_out:
+            console.print(f"left out: {text}", highlight=False, markup=False, soft_wrap=True)
     return folder
-
-
-def _files_fingerprint(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-        for file in inside:
-            stat = file.stat()
-            name = file.relative_to(path.parent)
-            digest.update(f"{name}|{stat.st_size}|{stat.st_mtime_ns}\n".encode())
-    return digest.hexdigest()[:12]
 
 
 @contextlib.contextmanager
@@ -136,7 +164,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--store", default=config.Data.store, help="where stores are kept")
     given = parser.parse_args(arguments)
     try:
-        print(build(config.Data(name=given.name, source=given.source, store=given.store)))
+        data = config.Data(name=given.name, source=given.source, store=given.store)
+        print(build(data))
     except CalmError as e:
         print(f"error: {e}", file=sys.stderr)
         return 2

@@ -14,9 +14,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from calm_jax.errors import CalmError
-from calm_jax.recordings.formats import read, sessions_in
+from calm_jax.recordings.formats import options_from, peek_at, read, sessions_in
+from calm_jax.recordings.formats.peek import LARGE, Peek
 from calm_jax.recordings.session import Channel, Session
-from calm_jax.recordings.store import SIDE_FILE, constant_traces, open_store
+from calm_jax.recordings.store import SIDE_FILE, open_store
+from calm_jax.recordings.store_writer import constant_traces
 
 SHORT = 64  # frames: context 48 and horizon 16 of the usual forecast
 
@@ -54,13 +56,49 @@ def describe(session: Session) -> dict[str, Any]:
     }
 
 
+def describe_peek(about: Peek) -> dict[str, Any]:
+    """What `describe` gives, from headers: `missing`, `constant` are None, not computed."""
+    few = [f"only {about.frames} frames: a usual forecast needs {SHORT}"]
+    wide = [
+        f"more neurons than frames ({about.neurons} > {about.frames}): "
+        "are the traces (frames, neurons)?"
+    ]
+    return {
+        "session": about.session,
+        "animal": about.animal,
+        "unit": about.unit,
+        "neurons": about.neurons,
+        "frames": about.frames,
+        "seconds": round(about.frames / about.rate, 3),
+        "rate": round(about.rate, 6),
+        "trials": {"count": about.trials},
+        "behavior": [{"name": name} for name in about.behavior],
+        "intervals": dict(about.intervals),
+        "missing": None,
+        "constant": None,
+        "warnings": (few if about.frames < SHORT else [])
+        + (wide if about.neurons > about.frames else []),
+        "notes": list(about.notes),
+    }
+
+
 def print_info(
-    paths: Sequence[str | Path], as_json: bool = False, console: Console | None = None
+    paths: Sequence[str | Path],
+    as_json: bool = False,
+    console: Console | None = None,
+    *,
+    options: Sequence[str] = (),
+    full: bool = False,
 ) -> int:
     """Prints what is in files, folders of files or stores.
 
     A recording that cannot be read gets one line on standard error (in JSON, an entry with
-    `path` and `error`), and the others are still printed.
+    `path` and `error`), and the others are still printed. Of files over 256 MB only the
+    headers are read, where their format allows it.
+
+    Args:
+      options: of the reader, `name=value`.
+      full: read large files whole.
 
     Returns:
       0, or 2 when something could not be read: the exit status.
@@ -69,14 +107,15 @@ def print_info(
     errors = Console(stderr=True, soft_wrap=True, highlight=False, markup=False)
     found: list[dict[str, Any]] = []
     failed = False
-    for path, result in _results(paths):
+    for path, result in _results(paths, options, full):
         if isinstance(result, CalmError):
             failed = True
             found.append({"path": str(path), "error": str(result)})
             if not as_json:
                 errors.print(f"error: {result}")
         else:
-            about = {"path": str(path), **describe(result)}
+            made = describe_peek(result) if isinstance(result, Peek) else describe(result)
+            about = {"path": str(path), **made}
             found.append(about)
             if not as_json:
                 _print_one(about, console)
@@ -87,8 +126,11 @@ def print_info(
     return 2 if failed else 0
 
 
-def _results(paths: Sequence[str | Path]) -> Iterator[tuple[Path, Session | CalmError]]:
+def _results(
+    paths: Sequence[str | Path], options: Sequence[str], full: bool
+) -> Iterator[tuple[Path, Session | Peek | CalmError]]:
     """Each recording, or the error that it gives; one in memory at a time."""
+    given = options_from(options)
     for path in map(Path, paths):
         try:
             if (path / SIDE_FILE).is_file():
@@ -102,10 +144,19 @@ def _results(paths: Sequence[str | Path]) -> Iterator[tuple[Path, Session | Calm
             continue
         for file in files:
             try:
-                result: Session | CalmError = read(file)
+                result: Session | Peek | CalmError | None = None
+                if not full and _bytes(file) > LARGE:
+                    result = peek_at(file, **given)
+                if result is None:
+                    result = read(file, **given)
             except CalmError as e:
                 result = e
             yield file, result
+
+
+def _bytes(path: Path) -> int:
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(p.stat().st_size for p in files if p.is_file())
 
 
 def _channel(name: str, channel: Channel) -> dict[str, Any]:
@@ -174,11 +225,16 @@ def _print_one(about: dict[str, Any], console: Console) -> None:
     row("rate", f"{about['rate']:g} Hz")
     row("unit", about["unit"])
     trials = about["trials"]
-    if trials["count"]:
+    if trials["count"] and "shortest" not in trials:
+        row("trials", trials["count"])
+    elif trials["count"]:
         row("trials", f"{trials['count']} of {trials['shortest']} to {trials['longest']} frames")
     else:
         row("trials", "none")
     for c in about["behavior"]:
+        if "kind" not in c:
+            row("behavior", c["name"])
+            continue
         text = f"{c['name']}: {c['kind']}" + (f", {c['unit']}" if c["unit"] else "")
         text += f", {c['dimensions']} dimensions" if c["dimensions"] > 1 else ""
         text += f", {len(c['classes'])} classes" if "classes" in c else ""
@@ -187,8 +243,11 @@ def _print_one(about: dict[str, Any], console: Console) -> None:
         row("behavior", text)
     for name, count in about["intervals"].items():
         row("intervals", f"{name}: {count}")
-    row("missing data", f"{about['missing']:.2%}" if about["missing"] else "none")
-    row("constant traces", len(about["constant"]) or "none")
+    unknown = "not computed (only the headers were read; --full reads it all)"
+    missing, constant = about["missing"], about["constant"]
+    share = f"{missing:.2%}" if missing else "none"
+    row("missing data", unknown if missing is None else share)
+    row("constant traces", unknown if constant is None else len(constant) or "none")
     for text in about["warnings"]:
         table.add_row("[yellow]warning[/yellow]", escape(text))
     for text in about["notes"]:

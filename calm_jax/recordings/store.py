@@ -14,13 +14,11 @@ bounded cache.
 from __future__ import annotations
 
 import collections
-import contextlib
 import dataclasses
 import difflib
 import functools
-import itertools
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,7 @@ import h5py
 import numpy as np
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats.interchange import read_group, write_group
+from calm_jax.recordings.formats.interchange import read_group
 from calm_jax.recordings.formats.located import located
 from calm_jax.recordings.session import Session, Trials
 
@@ -297,86 +295,6 @@ def open_store(folder: str | Path, cache_bytes: int = 256 << 20) -> Store:
                 remedy="Delete the folder and build it again.",
             )
     return Store(folder, index, cache_bytes)
-
-
-def record_edges(session: Session) -> np.ndarray:
-    """(R + 1,) int64 frames between records: at every trial edge and at most CHUNK apart."""
-    cuts = [np.array([0, session.n_frames]), session.trials.start, session.trials.stop]
-    edges = np.unique(np.concatenate(cuts))
-    parts = [np.arange(a, b, CHUNK) for a, b in itertools.pairwise(edges)]
-    return np.append(np.concatenate(parts), session.n_frames).astype(np.int64)
-
-
-class StoreWriter:
-    """Writes `sessions.h5` while a builder writes the records.
-
-    Raises:
-      RecordingError: for two recordings of one animal with the same session id.
-    """
-
-    def __init__(self, folder: str | Path) -> None:
-        self._file = h5py.File(Path(folder) / SIDE_FILE, "w", libver="latest")
-        self._rows: list[tuple] = []
-        self._records = 0
-        self._seen: set[tuple[str, str]] = set()
-
-    def add(self, session: Session) -> Iterator[dict[str, Any]]:
-        """Notes one session; yields its records in order."""
-        key = (session.animal, session.session)
-        if key in self._seen:
-            raise RecordingError(
-                f"two recordings of animal {key[0]!r} have the session id {key[1]!r}",
-                where="session",
-                remedy="Give each its own `session`, or leave one of the files out.",
-            )
-        self._seen.add(key)
-        i, edges = len(self._rows), record_edges(session)
-        write_group(self._file.create_group(f"sessions/{i}"), session, traces=False)
-        self._file[f"records/{i}/edges"] = edges
-        self._file[f"records/{i}/constant"] = constant_traces(session)
-        ids = (session.session, session.animal, session.unit)
-        sizes = (session.rate, session.n_frames, session.n_neurons, len(session.trials))
-        self._rows.append((*ids, *sizes, self._records, session.valid is not None))
-        self._records += edges.size - 1
-        valid = session.valid
-        for a, b in itertools.pairwise(edges.tolist()):
-            part = np.zeros(0, bool) if valid is None else valid[a:b].reshape(-1)
-            yield {"session": i, "start": a, "traces": session.traces[a:b], "valid": part}
-
-    def close(self, shards: Sequence[Path]) -> None:
-        """Writes the index, last of all; a file without it is no store."""
-        columns = dict(zip(INDEX, zip(*self._rows)))
-        # A session id that two animals share is told apart by the animal.
-        ids = collections.Counter(columns["session"])
-        columns["session"] = [
-            s if ids[s] == 1 else f"{a}/{s}"
-            for s, a in zip(columns["session"], columns["animal"])
-        ]
-        text = h5py.string_dtype("utf-8")
-        for name, values in columns.items():
-            kind = text if name in INDEX[:3] else None
-            self._file.create_dataset(f"index/{name}", data=list(values), dtype=kind)
-        self._file.create_dataset("shards/name", data=[s.name for s in shards], dtype=text)
-        self._file["shards/bytes"] = [s.stat().st_size for s in shards]
-        self._file.attrs["calm_jax_store"] = VERSION
-        self._file.close()
-
-    def abandon(self) -> None:
-        """Closes the file after a failure, which may make closing fail too."""
-        with contextlib.suppress(OSError, RuntimeError):
-            self._file.close()
-
-
-def constant_traces(session: Session) -> np.ndarray:
-    """(N,) bool, True where all valid samples of a trace are equal (or none is valid)."""
-    low = np.full(session.n_neurons, np.inf, np.float32)
-    high = -low
-    step = max(1, (1 << 22) // session.n_neurons)
-    for a in range(0, session.n_frames, step):
-        x, m = session.traces[a : a + step], session.mask[a : a + step]
-        np.minimum(low, np.where(m, x, np.inf).min(0), out=low)
-        np.maximum(high, np.where(m, x, -np.inf).max(0), out=high)
-    return ~(high > low)
 
 
 def _open(path: Path) -> h5py.File:

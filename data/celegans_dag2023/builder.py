@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ from calm_jax.errors import RecordingError
 from calm_jax.recordings.formats.interchange import DAMAGE
 from calm_jax.recordings.formats.located import located
 from calm_jax.recordings.session import Channel, Session
-from data.session_builder import SessionBuilder, source_of
+from data.session_builder import SessionBuilder, SessionsConfig, named_source
 
 NEEDED = ("f_over_f20", "t")
 CONTINUOUS = (
@@ -25,12 +24,13 @@ class CelegansDag2023(SessionBuilder):
     TITLE = "Whole-brain calcium imaging of behaving C. elegans (Dag et al., Cell 2023)."
     CITATION = "Dag et al., Cell 2023, doi:10.1016/j.cell.2023.04.023"
 
-    def count(self) -> int:
-        return len(files(source_of(self)))
+    @classmethod
+    def sources(cls, config: SessionsConfig) -> list[Path]:
+        return files(named_source(cls.name, config.source))
 
-    def sessions(self) -> Iterator[Session]:
-        for path in files(source_of(self)):
-            yield read_worm(path)
+    @classmethod
+    def session(cls, source: Path, config: SessionsConfig) -> Session:
+        return read_worm(source)
 
 
 def files(source: str) -> list[Path]:

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
-from calm_jax.recordings.formats import read, sessions_in
+from calm_jax.recordings.formats import options_from, read, sessions_in
 from calm_jax.recordings.session import Session
-from data.session_builder import SessionBuilder, source_of
-
-
-def files(source: str) -> list[Path]:
-    """The recordings at `source`, in the order they are stored in."""
-    return sessions_in(source)
+from data.session_builder import SessionBuilder, SessionsConfig, named_source
 
 
 class Interchange(SessionBuilder):
@@ -20,9 +14,10 @@ class Interchange(SessionBuilder):
 
     TITLE = "Recordings of the user's own, one file per session."
 
-    def count(self) -> int:
-        return len(files(source_of(self)))
+    @classmethod
+    def sources(cls, config: SessionsConfig) -> list[Path]:
+        return sessions_in(named_source(cls.name, config.source))
 
-    def sessions(self) -> Iterator[Session]:
-        for path in files(source_of(self)):
-            yield read(path)
+    @classmethod
+    def session(cls, source: Path, config: SessionsConfig) -> Session:
+        return read(source, **options_from(config.read))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-from calm_jax.config import Simulation
 from calm_jax.recordings.session import Session
 from calm_jax.simulate.population import simulate, to_session
-from data.session_builder import SessionBuilder
+from data.session_builder import SessionBuilder, SessionsConfig
 
 
 class SimulatedPopulation(SessionBuilder):
@@ -15,13 +12,10 @@ class SimulatedPopulation(SessionBuilder):
 
     TITLE = "Simulated calcium traces of chaotic rate networks (CalM, eq. 17-18)."
 
-    @property
-    def _simulation(self) -> Simulation:
-        return Simulation() if self.builder_config is None else self.builder_config.simulation
+    @classmethod
+    def sources(cls, config: SessionsConfig) -> list[int]:
+        return list(range(config.simulation.sessions))
 
-    def count(self) -> int:
-        return self._simulation.sessions
-
-    def sessions(self) -> Iterator[Session]:
-        for i in range(self.count()):
-            yield to_session(simulate(self._simulation, i))
+    @classmethod
+    def session(cls, source: int, config: SessionsConfig) -> Session:
+        return to_session(simulate(config.simulation, source))

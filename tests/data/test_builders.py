@@ -58,7 +58,7 @@ def test_a_finished_store_is_reused_and_a_changed_one_is_another(tmp_path, monke
 
 
 def test_many_shards_keep_the_order(tmp_path, monkeypatch):
-    import data.session_builder as shared
+    import data.parts as shared
 
     monkeypatch.setattr(shared, "SHARD_BYTES", 1500)
     folder = build(Data(simulation=SMALL, store=str(tmp_path)))
@@ -98,7 +98,7 @@ def test_wrong_names_and_sources_are_told(tmp_path, capsys):
 
 
 def test_a_full_disk_is_told_and_leaves_nothing(tmp_path, monkeypatch):
-    import data.session_builder as shared
+    import data.parts as shared
 
     class Full:
         def __init__(self, *_):

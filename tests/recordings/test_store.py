@@ -18,13 +18,12 @@ from calm_jax.errors import RecordingError
 from calm_jax.recordings.build import build
 from calm_jax.recordings.formats.interchange import write_interchange
 from calm_jax.recordings.session import Channel, Intervals, NeuronTable, Session, Trials
-from calm_jax.recordings.store import (
-    CHUNK,
-    SIDE_FILE,
+from calm_jax.recordings.store import CHUNK, SIDE_FILE, open_store
+from calm_jax.recordings.store_writer import (
     StoreWriter,
     constant_traces,
-    open_store,
     record_edges,
+    write_side,
 )
 from tests.recordings.session_strategies import assert_same, sessions
 
@@ -149,6 +148,12 @@ def test_long_trials_are_cut():
     assert record_edges(s).tolist() == [0, 100, 1124, 2148, 3172, 4000, 5000]
 
 
+def _add(writer, session):
+    with h5py.File("side", "w", driver="core", backing_store=False) as file:
+        write_side(file, session)
+        writer.add(file)
+
+
 def _side_file(folder, count, frames):
     """The index of `count` sessions, as a builder writes it, without the traces."""
     folder.mkdir()
@@ -159,8 +164,7 @@ def _side_file(folder, count, frames):
     writer = StoreWriter(folder)
     base = np.zeros((frames, 1), np.float32)
     for i in range(count):
-        for _ in writer.add(Session(base, rate=10.0, session=f"s{i}", animal=f"a{i // 9}")):
-            pass
+        _add(writer, Session(base, rate=10.0, session=f"s{i}", animal=f"a{i // 9}"))
     writer.close([shard])
     return folder
 
@@ -182,9 +186,9 @@ def test_a_thousand_sessions_open_in_a_second_and_in_constant_memory(tmp_path):
 def test_two_recordings_of_one_animal_need_two_ids(tmp_path):
     writer = StoreWriter(tmp_path)
     s = Session(np.ones((3, 1)), rate=1.0, animal="m", session="d")
-    list(writer.add(s))
+    _add(writer, s)
     with pytest.raises(RecordingError, match="two recordings of animal 'm' have .* id 'd'"):
-        list(writer.add(s))
+        _add(writer, s)
     writer.abandon()
 
 

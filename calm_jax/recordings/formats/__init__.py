@@ -12,6 +12,7 @@ from typing import Any
 
 from calm_jax.errors import RecordingError
 from calm_jax.recordings.formats import interchange
+from calm_jax.recordings.formats.peek import Peek, peek_interchange
 from calm_jax.recordings.session import Session
 
 
@@ -25,6 +26,8 @@ class Format:
       read: (path, **options) -> Session.
       suffixes: a file with such a name is meant to be one, even when it is damaged.
       options: name -> what it is, of the keyword arguments that `read` takes.
+      peek: (path, **options) -> Peek, what a large file holds, without its traces; takes the
+        same options, or None where a format has no quick way.
     """
 
     name: str
@@ -32,6 +35,7 @@ class Format:
     read: Callable[..., Session]
     suffixes: tuple[str, ...] = ()
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    peek: Callable[..., Peek] | None = None
 
 
 # The first that recognises a path reads it: special formats before general ones.
@@ -41,6 +45,7 @@ FORMATS: list[Format] = [
         interchange.recognises,
         interchange.read_interchange,
         interchange.SUFFIXES,
+        peek=peek_interchange,
     ),
 ]
 
@@ -57,6 +62,28 @@ def read(path: str | Path, **options: Any) -> Session:
     """
     path = Path(path)
     known = format_of(path)
+    check_options(known, path, options)
+    return known.read(path, **options)
+
+
+def peek_at(path: str | Path, **options: Any) -> Peek | None:
+    """What a recording holds, without reading its traces; None where its format has no way.
+
+    Raises:
+      RecordingError: as `read`.
+    """
+    path = Path(path)
+    known = format_of(path)
+    check_options(known, path, options)
+    return None if known.peek is None else known.peek(path, **options)
+
+
+def check_options(known: Format, path: Path, options: Mapping[str, Any]) -> None:
+    """Refuses options that the format does not have.
+
+    Raises:
+      RecordingError: with the nearest that it has.
+    """
     for name in options:
         if name not in known.options:
             near = difflib.get_close_matches(name, known.options, 1)
@@ -66,7 +93,6 @@ def read(path: str | Path, **options: Any) -> Session:
                 expected=", ".join(known.options) or "no option",
                 remedy=f"Did you mean {near[0]!r}?" if near else None,
             )
-    return known.read(path, **options)
 
 
 def options_from(texts: Iterable[str]) -> dict[str, Any]:
@@ -139,6 +165,43 @@ def sessions_in(path: str | Path) -> list[Path]:
             "no recording in this folder",
             where=path,
             expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in FORMATS),
+        )
+    return found
+
+
+def recordings_below(path: str | Path, formats: Iterable[str]) -> list[Path]:
+    """The recordings of some formats at `path` or anywhere below it, sorted by path.
+
+    A folder that is a recording is not looked into. Hidden files and folders are passed over,
+    and so are recordings of other formats; a damaged file is kept, as in `sessions_in`.
+
+    Raises:
+      RecordingError: when nothing is there, or no recording of these formats.
+    """
+    path, wanted = Path(path), [f for f in FORMATS if f.name in set(formats)]
+    _exists(path)
+    suffixes = {s for f in wanted for s in f.suffixes}
+    found: list[Path] = []
+    seen: set[Path] = set()  # folders may link to each other in a circle
+
+    def look(at: Path) -> None:
+        known = next((f for f in FORMATS if f.recognises(at)), None)
+        damaged = known is None and at.is_file() and at.suffix in suffixes
+        if known in wanted or damaged:
+            found.append(at)
+        elif known is None and at.is_dir() and at.resolve() not in seen:
+            seen.add(at.resolve())
+            _exists(at)
+            for p in sorted(at.iterdir()):
+                if not p.name.startswith("."):
+                    look(p)
+
+    look(path)
+    if not found:
+        raise RecordingError(
+            "no recording in this folder" if path.is_dir() else "not a recording of these formats",
+            where=path,
+            expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in wanted),
         )
     return found
 

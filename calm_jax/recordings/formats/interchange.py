@@ -122,8 +122,8 @@ def read_group(
         # h5py hands names that are no UTF-8 over as bytes.
         names = [n.decode("utf-8", "replace") if isinstance(n, bytes) else n for n in names]
     except DAMAGE as e:
-        raise _damaged(e) from e
-    return from_fields(names, lambda n: _h5_array(group, n), traces, valid, session)
+        raise damaged(e) from e
+    return from_fields(names, lambda n: h5_array(group, n), traces, valid, session)
 
 
 def _put(group: h5py.Group, fields: Mapping[str, np.ndarray]) -> None:
@@ -146,7 +146,7 @@ def _hdf5(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r")
     except DAMAGE as e:
-        raise _damaged(e) from e
+        raise damaged(e) from e
     with file:
         yield file
 
@@ -155,21 +155,22 @@ def _is_data(item: Any) -> bool:
     return isinstance(item, h5py.Dataset)
 
 
-def _h5_array(group: h5py.Group, name: str) -> np.ndarray:
+def h5_array(group: h5py.Group, name: str) -> np.ndarray:
+    """One dataset, text as str; objects are refused."""
     try:
         data = group[name]
         if h5py.check_string_dtype(data.dtype) is not None and data.dtype.kind == "O":
             return np.asarray(data.asstr()[()]).astype(str)
         return _plain(np.asarray(data[()]), name)
     except DAMAGE as e:
-        raise _damaged(e, name) from e
+        raise damaged(e, name) from e
 
 
 def _read_npz(path: Path) -> Session:
     try:
         archive = np.load(path, allow_pickle=False)
     except DAMAGE as e:
-        raise _damaged(e) from e
+        raise damaged(e) from e
 
     def get(name: str) -> np.ndarray:
         try:
@@ -182,7 +183,7 @@ def _read_npz(path: Path) -> Session:
                     expected="numbers, booleans or text",
                     remedy="Pickles are never loaded: save the field with a plain dtype.",
                 ) from e
-            raise _damaged(e, name) from e
+            raise damaged(e, name) from e
         if not isinstance(array, np.ndarray):  # a member that is no .npy file
             raise RecordingError("not an array", where=name, expected="an .npy member")
         return _plain(array, name)
@@ -199,7 +200,8 @@ def _plain(array: np.ndarray, name: str) -> np.ndarray:
     return array
 
 
-def _damaged(e: Exception, name: str | None = None) -> RecordingError:
+def damaged(e: Exception, name: str | None = None) -> RecordingError:
+    """The error for what numpy or h5py raised from a file or one of its fields."""
     return RecordingError(
         "the file is damaged or cut short" if name is None else "the field cannot be read",
         where=name,
