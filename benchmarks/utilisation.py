@@ -36,7 +36,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calm_jax import compile_cache, config
+from calm_jax import compilation, config
 from calm_jax.allocator import prefer_large_pages
 from calm_jax.experiments_loader import load_experiment, names
 from calm_jax.models import tokenizer as tokenizers
@@ -195,7 +195,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if not args.default_memory:
         prefer_large_pages()
-    compile_cache.enable()
+    compilation.enable()
     run(choose(args.experiment), args.steps, matmul_peak)
 
 

@@ -164,11 +164,11 @@ def _nearest(word: str, known: Any, otherwise: str) -> str:
 
 
 def _start_jax() -> None:
-    from calm_jax import compile_cache
+    from calm_jax import compilation
     from calm_jax.training.mesh import join_processes
 
     join_processes()
-    compile_cache.enable()
+    compilation.enable()
 
 
 def _info(known: argparse.Namespace, rest: list[str]) -> int | None:

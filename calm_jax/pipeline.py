@@ -15,7 +15,16 @@ import jax
 import numpy as np
 from rich.console import Console
 
-from calm_jax import baselines, config, evaluation, examples, reconstruction, rows, runs
+from calm_jax import (
+    baselines,
+    compilation,
+    config,
+    evaluation,
+    examples,
+    reconstruction,
+    rows,
+    runs,
+)
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.forecasting import CalmForecaster, all_constant, forecast_file
@@ -50,13 +59,14 @@ def pretrain(experiment: config.Experiment, folder: Path, console: Console | Non
     run = open_run(Path(folder), experiment)
     say(f"run {run.folder}: {experiment.purpose or experiment.name}")
     prepared = _prepare(run, say)
-    _tokenizer(run, prepared, say)
-    tokenizer = runs.load_tokenizer(run)
-    _codes(run, prepared, tokenizer, say)
-    _transformer(run, prepared, tokenizer, say)
-    if jax.process_index() == 0:
-        _evaluation(run, prepared, say)
-        _report(run, say)
+    with compilation.effort(experiment.compilation):
+        _tokenizer(run, prepared, say)
+        tokenizer = runs.load_tokenizer(run)
+        _codes(run, prepared, tokenizer, say)
+        _transformer(run, prepared, tokenizer, say)
+        if jax.process_index() == 0:
+            _evaluation(run, prepared, say)
+            _report(run, say)
     barrier("run")
     return run
 

@@ -8,11 +8,12 @@ import hypothesis
 import jax
 import pytest
 
-from calm_jax import compile_cache
+from calm_jax import compilation
 
 # A float32 that silently becomes float64 or bfloat16 is an error in tests.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
-compile_cache.enable()
+compilation.prepare("quick")
+compilation.enable()
 
 hypothesis.settings.register_profile("default", deadline=None, max_examples=30)
 hypothesis.settings.register_profile("ci", deadline=None, max_examples=30, derandomize=True)

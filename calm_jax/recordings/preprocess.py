@@ -12,7 +12,6 @@ import zipfile
 from typing import Any
 
 import numpy as np
-import scipy.signal
 
 from calm_jax import config
 from calm_jax.errors import RecordingError
@@ -153,6 +152,8 @@ def smooth(
 def _filter(x: np.ndarray, alpha: float | None, state: np.ndarray) -> np.ndarray:
     if alpha is None:
         return x
+    import scipy.signal  # takes a second, and most runs do not smooth
+
     start = np.where(np.isnan(state), x[0], state)
     b, a = np.float32([alpha]), np.float32([1.0, -(1.0 - alpha)])
     zi = (-a[1] * start)[None].astype(np.float32)

@@ -15,11 +15,11 @@ def main(folder: str, out: str, steps: str, kill_at: str = "-1") -> None:
     import jax
     import numpy as np
 
-    from calm_jax import compile_cache
+    from calm_jax import compilation
     from calm_jax.training.loop import train
     from tests.training.toy import TRAINING, Toy
 
-    compile_cache.enable()
+    compilation.enable()
 
     class Killed(Toy):
         def event(self, step):

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from calm_jax import compile_cache
+from calm_jax import compilation
 from calm_jax.config import Training
 from calm_jax.errors import RunError
 from calm_jax.layers.basic import FeedForward
@@ -284,11 +284,11 @@ def test_prefetch_keeps_the_order_and_hands_on_errors():
 def test_the_compilation_cache_can_be_placed_and_turned_off(tmp_path):
     kept = jax.config.jax_compilation_cache_dir
     try:
-        assert compile_cache.enable({"CALM_JAX_CACHE": "off"}) is None
-        folder = compile_cache.enable({"CALM_JAX_CACHE": str(tmp_path)})
+        assert compilation.enable({"CALM_JAX_CACHE": "off"}) is None
+        folder = compilation.enable({"CALM_JAX_CACHE": str(tmp_path)})
         assert folder.parent == tmp_path and folder.is_dir()
         (tmp_path / "file").touch()
-        assert compile_cache.enable({"CALM_JAX_CACHE": str(tmp_path / "file")}) is None
+        assert compilation.enable({"CALM_JAX_CACHE": str(tmp_path / "file")}) is None
     finally:
         jax.config.update("jax_compilation_cache_dir", kept)
 
