@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import interchange
+from calm_jax.recordings.formats import interchange, suite2p
 from calm_jax.recordings.formats.peek import Peek, peek_interchange
 from calm_jax.recordings.session import Session
 
@@ -40,6 +40,7 @@ class Format:
 
 # The first that recognises a path reads it: special formats before general ones.
 FORMATS: list[Format] = [
+    Format("suite2p", suite2p.recognises, suite2p.read_suite2p, options=suite2p.OPTIONS),
     Format(
         "interchange",
         interchange.recognises,
@@ -135,7 +136,7 @@ def format_of(path: Path) -> Format:
         "not a recording of a known format",
         where=path,
         found="a folder" if path.is_dir() else f"a file of {path.stat().st_size} bytes",
-        expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in FORMATS),
+        expected=_names(FORMATS),
     )
 
 
@@ -164,7 +165,7 @@ def sessions_in(path: str | Path) -> list[Path]:
         raise RecordingError(
             "no recording in this folder",
             where=path,
-            expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in FORMATS),
+            expected=_names(FORMATS),
         )
     return found
 
@@ -201,9 +202,13 @@ def recordings_below(path: str | Path, formats: Iterable[str]) -> list[Path]:
         raise RecordingError(
             "no recording in this folder" if path.is_dir() else "not a recording of these formats",
             where=path,
-            expected=", ".join(f"{f.name} ({' '.join(f.suffixes)})" for f in wanted),
+            expected=_names(wanted),
         )
     return found
+
+
+def _names(formats: Iterable[Format]) -> str:
+    return ", ".join(f"{f.name} ({' '.join(f.suffixes) or 'a folder'})" for f in formats)
 
 
 def _exists(path: Path) -> None:
