@@ -133,7 +133,7 @@ class Session:
                 found=f"shape {valid.shape}",
                 expected=f"({frames},) or ({frames}, {neurons})",
             )
-        valid = valid.astype(bool)
+        valid = valid.astype(bool, copy=False)
         return None if valid.all() else read_only(valid)
 
     def _checked_traces(
@@ -160,9 +160,12 @@ class Session:
                     expected="finite values wherever `valid` is True",
                     remedy="Mark missing samples False in `valid`, or drop the neuron.",
                 )
-        if mask is not None:
-            out = np.where(mask, out, np.float32(0))
-        return out
+        if mask is None:
+            return out
+        for a in range(0, out.shape[0], step):
+            if (out[a : a + step] * ~mask[a : a + step]).any():
+                return np.where(mask, out, np.float32(0))
+        return out  # cleared by the reader already: many GB are not copied
 
     def _check_clock(self, frames: int, put: Any) -> None:
         if self.timestamps is not None:
