@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import interchange, suite2p
+from calm_jax.recordings.formats import allen, brainsets, interchange, suite2p
 from calm_jax.recordings.formats.peek import Peek, peek_interchange
 from calm_jax.recordings.session import Session
 
@@ -41,6 +41,20 @@ class Format:
 # The first that recognises a path reads it: special formats before general ones.
 FORMATS: list[Format] = [
     Format("suite2p", suite2p.recognises, suite2p.read_suite2p, options=suite2p.OPTIONS),
+    Format(
+        "Allen Brain Observatory",
+        allen.recognises,
+        allen.read_allen,
+        options=allen.OPTIONS,
+        peek=allen.peek_allen,
+    ),
+    Format(
+        "brainsets",
+        brainsets.recognises,
+        brainsets.read_brainsets,
+        options=brainsets.OPTIONS,
+        peek=brainsets.peek_brainsets,
+    ),
     Format(
         "interchange",
         interchange.recognises,
