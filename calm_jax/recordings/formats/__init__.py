@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import allen, brainsets, interchange, suite2p
+from calm_jax.recordings.formats import allen, brainsets, caiman, interchange, suite2p
 from calm_jax.recordings.formats.peek import Peek, peek_interchange
 from calm_jax.recordings.session import Session
 
@@ -40,11 +40,13 @@ class Format:
 
 # The first that recognises a path reads it: special formats before general ones.
 FORMATS: list[Format] = [
+    Format("caiman", caiman.recognises, caiman.read_caiman, options=caiman.OPTIONS),
     Format("suite2p", suite2p.recognises, suite2p.read_suite2p, options=suite2p.OPTIONS),
     Format(
         "Allen Brain Observatory",
         allen.recognises,
         allen.read_allen,
+        (".nwb",),
         options=allen.OPTIONS,
         peek=allen.peek_allen,
     ),
@@ -201,7 +203,9 @@ def recordings_below(path: str | Path, formats: Iterable[str]) -> list[Path]:
 
     def look(at: Path) -> None:
         known = next((f for f in FORMATS if f.recognises(at)), None)
-        damaged = known is None and at.is_file() and at.suffix in suffixes
+        # Of a damaged file often no more than the name is left.
+        told = known is not None and (not at.suffix or at.suffix in known.suffixes)
+        damaged = not told and at.is_file() and at.suffix in suffixes
         if known in wanted or damaged:
             found.append(at)
         elif known is None and at.is_dir() and at.resolve() not in seen:
@@ -222,7 +226,7 @@ def recordings_below(path: str | Path, formats: Iterable[str]) -> list[Path]:
 
 
 def _names(formats: Iterable[Format]) -> str:
-    return ", ".join(f"{f.name} ({' '.join(f.suffixes) or 'a folder'})" for f in formats)
+    return ", ".join(f.name + f" ({' '.join(f.suffixes)})" * bool(f.suffixes) for f in formats)
 
 
 def _exists(path: Path) -> None:
