@@ -32,7 +32,7 @@ def experiment() -> Experiment:
             revive_every=0.2,
         ),
         tokenizer_training=dataclasses.replace(
-            training, steps=60, batch=64, learning_rate=3e-3, final_learning_rate=1e-4
+            training, steps=60, batch=32, learning_rate=3e-3, final_learning_rate=1e-4
         ),
         transformer=DualAxis(
             width=32,

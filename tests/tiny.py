@@ -11,7 +11,7 @@ from calm_jax import cli
 # calm_tiny cut down further: most of the time is compilation, which no flag shortens.
 SMALL = (
     "--data.simulation.trials 24 --data.simulation.neurons 12 --tokenizer-training.steps 40 "
-    "--tokenizer-training.batch 64 --transformer-training.steps 24 --forecasting.samples 2 "
+    "--transformer-training.steps 24 --forecasting.samples 2 "
     "--transformer-training.checkpoint-seconds 0.2"
 ).split()
 
