@@ -21,6 +21,7 @@ from calm_jax.recordings.formats.hdf5 import (
 )
 
 ORIENTATIONS = ("time,neurons", "neurons,time")
+AXES = "axes: time, neurons"  # in `comments`, as `nwb_writer` writes: a square matrix is told
 # Names that tools give to what is not the fluorescence of a cell; never read unasked.
 KINDS = (
     ("spikes", re.compile(r"deconv|spks|spike|event", re.I)),
@@ -305,6 +306,8 @@ def is_transposed(series: Series, orientation: Any, neurons: int | None) -> bool
     if not any(fits.values()):
         raise _no_fit(where, shape, neurons, frames, "shape")
     if all(fits.values()):
+        if attribute_text(series.group, "comments") == AXES:
+            return False
         reason = f"as many frames as neurons ({neurons})" if neurons else "no rois, no timestamps"
         raise RecordingError(
             f"it cannot be told which axis is time: {reason}",

@@ -41,7 +41,8 @@ def table_columns(
             continue
         kind = attribute_text(data, "neurodata_type")
         text = h5py.check_string_dtype(data.dtype) is not None
-        if get(group, f"{name}_index") is not None:
+        index = get(group, f"{name}_index")
+        if index is not None and attribute_text(index, "neurodata_type") == "VectorIndex":
             left.append(f"{name} (lists)")
         elif kind == "DynamicTableRegion" or (data.dtype.hasobject and not text):
             left.append(f"{name} (references)")
