@@ -70,7 +70,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
         return added
 
     p = command("info", _info, "describe recordings: neurons, frames, behaviour, missing data")
-    p.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file or folder")
+    p.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="file, folder or address")
     p.add_argument("--json", action="store_true", help="print JSON")
     p.add_argument(
         "--full", action="store_true", help="read all traces of large files too, not headers alone"

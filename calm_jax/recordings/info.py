@@ -16,6 +16,7 @@ from rich.table import Table
 from calm_jax.errors import CalmError
 from calm_jax.recordings.formats import options_from, peek_at, read, sessions_in
 from calm_jax.recordings.formats.peek import LARGE, Peek
+from calm_jax.recordings.formats.remote import is_url, url_of
 from calm_jax.recordings.session import Channel, Session
 from calm_jax.recordings.store import SIDE_FILE, open_store
 from calm_jax.recordings.store_writer import constant_traces
@@ -110,12 +111,12 @@ def print_info(
     for path, result in _results(paths, options, full):
         if isinstance(result, CalmError):
             failed = True
-            found.append({"path": str(path), "error": str(result)})
+            found.append({"path": _shown(path), "error": str(result)})
             if not as_json:
                 errors.print(f"error: {result}")
         else:
             made = describe_peek(result) if isinstance(result, Peek) else describe(result)
-            about = {"path": str(path), **made}
+            about = {"path": _shown(path), **made}
             found.append(about)
             if not as_json:
                 _print_one(about, console)
@@ -145,13 +146,17 @@ def _results(
         for file in files:
             try:
                 result: Session | Peek | CalmError | None = None
-                if not full and _bytes(file) > LARGE:
+                if not full and (is_url(file) or _bytes(file) > LARGE):
                     result = peek_at(file, **given)
                 if result is None:
                     result = read(file, **given)
             except CalmError as e:
                 result = e
             yield file, result
+
+
+def _shown(path: Path) -> str:
+    return url_of(path) if is_url(path) else str(path)
 
 
 def _bytes(path: Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import allen, brainsets, caiman, interchange, suite2p
+from calm_jax.recordings.formats import allen, brainsets, caiman, interchange, nwb, remote, suite2p
 from calm_jax.recordings.formats.peek import Peek, peek_interchange
 from calm_jax.recordings.session import Session
 
@@ -40,6 +40,17 @@ class Format:
 
 # The first that recognises a path reads it: special formats before general ones.
 FORMATS: list[Format] = [
+    Format(
+        "address",
+        remote.recognises,
+        remote.read_remote,
+        ("https://", "dandi://"),  # shown to the user; no file ends so
+        options=remote.OPTIONS,
+        peek=remote.peek_remote,
+    ),
+    Format(
+        "NWB 2", nwb.recognises, nwb.read_nwb, nwb.SUFFIXES, options=nwb.OPTIONS, peek=nwb.peek_nwb
+    ),
     Format("caiman", caiman.recognises, caiman.read_caiman, options=caiman.OPTIONS),
     Format("suite2p", suite2p.recognises, suite2p.read_suite2p, options=suite2p.OPTIONS),
     Format(
@@ -230,6 +241,8 @@ def _names(formats: Iterable[Format]) -> str:
 
 
 def _exists(path: Path) -> None:
+    if remote.is_url(path):
+        return  # asking the network is left to the reader
     if not path.exists():
         near = [p.name for p in path.parent.glob(f"{path.stem}*")] if path.parent.is_dir() else []
         raise RecordingError(
