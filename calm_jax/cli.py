@@ -104,7 +104,8 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument(
         "--samples", type=_trajectories, default=0, help="trajectories for the quantiles"
     )
-    p.add_argument("--out", type=Path, required=True, help="file to write (.npz)")
+    p.add_argument("--out", type=Path, help="file to write (.npz)")
+    p.add_argument("--nwb", type=Path, help="copy of FILE (NWB 2) to write with the forecast in it")
     _reading(p)
 
     p = command("evaluate", _evaluate, "score a run beside its baselines")
@@ -220,6 +221,11 @@ def _pretrain(known: argparse.Namespace, rest: list[str]) -> None:
 
 
 def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
+    written = [x for x in (known.out, known.nwb) if x is not None]
+    if not written:
+        raise ConfigError(
+            "no file to write", where="calm-jax forecast", expected="--out FILE.npz, --nwb FILE.nwb"
+        )
     _start_jax()
     from calm_jax import pipeline
 
@@ -232,10 +238,11 @@ def _forecast(known: argparse.Namespace, rest: list[str]) -> None:
         samples=known.samples,
         options=tuple(known.read),
         out=known.out,
+        nwb=known.nwb,
     )
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
-    print(f"wrote {known.out}", file=sys.stderr)
+    print(f"wrote {' and '.join(map(str, written))}", file=sys.stderr)
 
 
 def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:

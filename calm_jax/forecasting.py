@@ -13,7 +13,7 @@ import numpy as np
 from calm_jax.errors import RecordingError
 from calm_jax.files import replacing
 from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
-from calm_jax.recordings import preprocess
+from calm_jax.recordings import nwb_results, preprocess
 from calm_jax.recordings.batches import bucket
 from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.session import Session
@@ -213,7 +213,8 @@ def forecast_file(
     origin: int | None = None,
     samples: int = 0,
     options: tuple[str, ...] = (),
-    out: Path | str,
+    out: Path | str | None = None,
+    nwb: Path | str | None = None,
 ) -> tuple[Forecast, tuple[str, ...]]:
     """Forecasts a recording and writes it in the unit of the input.
 
@@ -223,6 +224,8 @@ def forecast_file(
 
     Args:
       options: of the reader, `name=value`.
+      nwb: where `file` is an NWB 2 file, the copy of it to write with the forecast
+        (`recordings.nwb_results.add_predictions`).
 
     Returns:
       the forecast in the unit of the input, and the notes.
@@ -230,6 +233,8 @@ def forecast_file(
     Raises:
       RunError, RecordingError: for a run or file that cannot be used.
     """
+    if nwb is not None:
+        nwb_results.check(file, nwb)
     trained = load(run)
     settings = trained.run.experiment.forecasting
     session = load_session(file, options, trained.run.experiment.data.rate)
@@ -258,7 +263,28 @@ def forecast_file(
     if result.quantiles is not None:
         arrays["quantiles"] = result.quantiles.astype(np.float32)
         arrays["levels"] = np.asarray(settings.quantiles)
-    with replacing(Path(out)) as part, open(part, "wb") as f:
-        np.savez(f, **arrays)
+    if out is not None:
+        with replacing(Path(out)) as part, open(part, "wb") as f:
+            np.savez(f, **arrays)
+    if nwb is not None:
+        nwb_results.add_predictions(
+            file,
+            nwb,
+            result.mean,
+            _frame_times(session, arrays["origin"], horizon),
+            neurons=session.neurons.id,
+            unit=session.unit,
+            description=f"calm_jax forecast of frame {arrays['origin']} and those after it, "
+            f"from the {frames} frames before",
+            quantiles=result.quantiles,
+            levels=settings.quantiles,
+        )
     return result, given.notes
+
+
+def _frame_times(session: Session, first: int, count: int) -> np.ndarray:
+    """(count,) seconds of the frames from `first`; regular beyond the end of the recording."""
+    times = session.times
+    beyond = times[-1] + np.arange(1, count + 1) / session.rate
+    return np.concatenate([times[first:], beyond])[:count]
 

@@ -107,7 +107,7 @@ def test_wrong_fields_are_explained(calls, mine, capsys, flags, words):
         (["info", "--jsn", "x"], "Did you mean --json?"),
         (["forecast", "r"], "FILE"),
         (["forecast", "r", "f"], "--out"),
-        (["forecast", "r", "f", "--out", "o", "--context", "0"], "positive number of frames"),
+        (["forecast", "r", "f", "--out", "o", "--context", "0"], "positive number"),
         (["forecast", "r", "f", "--out", "o", "--horizn", "4"], "Did you mean --horizon?"),
         (["evaluate", "r", "--data"], "--data"),
         (["pretrain"], "no experiment named"),
@@ -147,9 +147,10 @@ def test_forecast_evaluate_report(calls, capsys):
     assert cli.main("evaluate run --data d --json rows.json".split()) == 0
     assert cli.main("report run".split()) == 0
     wanted = {"context": 48, "horizon": 16, "origin": -3, "samples": 4, "out": Path("p.npz")}
+    wanted |= {"options": (), "nwb": None}
     assert calls == [
         ("forecast", (Path("run"), Path("file.npz")), wanted),
-        ("evaluate", (Path("run"),), {"data": Path("d"), "out": Path("rows.json")}),
+        ("evaluate", (Path("run"),), {"data": Path("d"), "options": [], "out": Path("rows.json")}),
         ("report", (Path("run"),), {}),
     ]
 

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 
@@ -220,6 +221,25 @@ def test_a_forecast_file_is_in_the_unit_of_the_input(home, run, capsys, samples)
     moved = recording(home / "moved.npz", **fields | {"traces": 1000 * fields["traces"] + 7000})
     other = forecast(run, moved, home / "pred2.npz", *flags)
     np.testing.assert_allclose(other["mean"], 1000 * made["mean"] + 7000, rtol=1e-3, atol=2)
+
+
+def test_a_forecast_goes_into_a_copy_of_an_nwb_file(home, run, capsys):
+    from calm_jax.recordings.nwb_writer import write_nwb
+
+    file, copy = home / "rec.nwb", home / "with_forecast.nwb"
+    write_nwb(calm_jax.read(recording(home / "plain.npz", neurons=12)), file)
+    before = file.read_bytes()
+    flags = "--context 48 --horizon 16 --origin 300 --samples 2".split()
+    made = forecast(run, file, home / "p.npz", *flags, "--nwb", str(copy))
+    assert file.read_bytes() == before and f"and {copy}" in capsys.readouterr().err
+    with h5py.File(copy) as f:
+        table = f["processing/calm_jax/forecast"]
+        np.testing.assert_array_equal(table["prediction"][()].T, made["mean"])
+        np.testing.assert_allclose(
+            f["processing/calm_jax/forecast_times/timestamps"][()], np.arange(300, 316) / 10
+        )
+    assert cli.main(["forecast", str(run), str(home / "plain.npz"), "--nwb", str(copy)]) == 2
+    assert "not an NWB 2 file" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("which", ["known", "new"])

@@ -23,6 +23,25 @@ from calm_jax.recordings.nwb_writer import check_pynwb, plain, pynwb_errors
 MODULE = "calm_jax"
 
 
+def check(path_in: str | Path, path_out: str | Path) -> None:
+    """Whether results can be written into a copy of `path_in` at `path_out`.
+
+    Raises:
+      RecordingError: when `path_in` is no NWB 2 file, `path_out` is the same file or has another
+        suffix than `.nwb`, or pynwb is missing.
+    """
+    check_pynwb()
+    path_in, path_out = Path(path_in), Path(path_out)
+    if not recognises(path_in):
+        raise RecordingError("not an NWB 2 file: results can only be added to one", where=path_in)
+    if path_out.exists() and os.path.samefile(path_in, path_out):
+        raise RecordingError(
+            "the original is never changed", where=path_out, remedy="Name another file to write."
+        )
+    if path_out.suffix != ".nwb":
+        raise RecordingError("not the name of an NWB file", where=path_out, expected="FILE.nwb")
+
+
 def add_predictions(
     path_in: str | Path,
     path_out: str | Path,
@@ -144,16 +163,9 @@ def add_embeddings(
 
 
 def _add(path_in: str | Path, path_out: str | Path, name: str, add: Any) -> None:
+    check(path_in, path_out)
     pynwb = check_pynwb()
     path_in, path_out = Path(path_in), Path(path_out)
-    if not recognises(path_in):
-        raise RecordingError("not an NWB 2 file: results can only be added to one", where=path_in)
-    if path_out.exists() and os.path.samefile(path_in, path_out):
-        raise RecordingError(
-            "the original is never changed", where=path_out, remedy="Name another file to write."
-        )
-    if path_out.suffix != ".nwb":
-        raise RecordingError("not the name of an NWB file", where=path_out, expected="FILE.nwb")
     with located(path_out), replacing(path_out) as part:
         shutil.copyfile(path_in, part)
         with pynwb_errors(), pynwb.NWBHDF5IO(str(part), "a") as io:

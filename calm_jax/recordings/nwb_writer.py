@@ -125,7 +125,9 @@ def _traces(pynwb: Any, file: Any, s: Session) -> Any:
     plane = file.create_imaging_plane(
         name="ImagingPlane",
         description="unknown",
-        optical_channel=pynwb.ophys.OpticalChannel("channel", "unknown", float("nan")),
+        optical_channel=pynwb.ophys.OpticalChannel(
+            name="channel", description="unknown", emission_lambda=float("nan")
+        ),
         device=file.create_device("microscope", description="unknown"),
         excitation_lambda=float("nan"),
         indicator="unknown",
@@ -156,7 +158,9 @@ def _traces(pynwb: Any, file: Any, s: Session) -> Any:
             buffer_shape=(min(s.n_frames, max(1, ROWS // width)), s.n_neurons),
             chunk_shape=(min(s.n_frames, max(1, (1 << 18) // width)), s.n_neurons),
         ),
-        rois=DynamicTableRegion("rois", list(range(ids.size)), "all neurons", table),
+        rois=DynamicTableRegion(
+            name="rois", data=list(range(ids.size)), description="all neurons", table=table
+        ),
         unit=s.unit,
         **_clock(s),
     )
