@@ -15,7 +15,7 @@ import errno
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -146,12 +146,12 @@ def disk_errors() -> Iterator[None]:
 def _write_records(
     folder: Path, session: Session, number: int, features: Any
 ) -> list[tuple[int, int]]:
-    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+    serialize = _serializer(features)
     pieces: list[tuple[int, int]] = []
     count, size, writer = 0, SHARD_BYTES, None
     try:
         for record in records(session, number):
-            data = serializer.serialize_example(features.encode_example(record))
+            data = serialize(features.encode_example(record))
             with disk_errors():
                 if size >= SHARD_BYTES:
                     if writer is not None:
@@ -174,9 +174,8 @@ def _write_records(
 
 def _merge(group: Sequence[tuple], target: Path, features: Any) -> None:
     """Copies records into one file; those that name another session are mended."""
-    info = features.get_serialized_info()
-    parse = example_parser.ExampleParserNp(info).parse_example
-    serialize = example_serializer.ExampleSerializer(info).serialize_example
+    parse = example_parser.ExampleParserNp(features.get_serialized_info()).parse_example
+    serialize = _serializer(features)
     with disk_errors():
         writer = ArrayRecordWriter(str(target), WRITER_OPTIONS)
         try:
@@ -192,6 +191,12 @@ def _merge(group: Sequence[tuple], target: Path, features: Any) -> None:
                     reader.close()
         finally:
             writer.close()
+
+
+def _serializer(features: Any) -> Callable[[dict[str, Any]], bytes]:
+    """Encoded record -> bytes, the same in every process (fields in order of their names)."""
+    make = example_serializer.ExampleSerializer(features.get_serialized_info()).get_tf_example
+    return lambda record: make(record).SerializeToString(deterministic=True)
 
 
 def _link(path: Path, target: Path) -> None:

@@ -27,7 +27,7 @@ from calm_jax.errors import ConfigError, RecordingError, writing
 from calm_jax.recordings.loading import at_rate
 from calm_jax.recordings.session import Session
 from calm_jax.recordings.store import SPLIT
-from calm_jax.recordings.store_writer import StoreWriter, refuse_twice
+from calm_jax.recordings.store_writer import StoreWriter, twice
 from data import parts, workers
 
 LEFT_OUT = "left_out.json"  # beside the records: what --skip-unreadable left out
@@ -145,9 +145,13 @@ class SessionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         made = [found[i] for i in range(len(sources)) if isinstance(found[i], parts.Part)]
         if bad and not (self.skip_unreadable and made):
             raise _unreadable(bad, len(sources), config.source)
-        seen: set[tuple[str, str]] = set()
-        for part in made:
-            refuse_twice(seen, part.row["animal"], part.row["session"])
+        seen: dict[tuple[str, str], Any] = {}
+        for i, source in enumerate(sources):
+            if isinstance(found[i], parts.Part):
+                key = (found[i].row["animal"], found[i].row["session"])
+                if key in seen:
+                    raise twice(*key, f"{seen[key]} and {source}")
+                seen[key] = source
         return made, bad
 
     def _log_download_bytes(self) -> None:

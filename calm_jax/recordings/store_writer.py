@@ -74,7 +74,10 @@ class StoreWriter:
     def add(self, side: h5py.Group) -> None:
         """Takes over what `write_side` wrote, as the next session."""
         row = json.loads(side.attrs["row"])
-        refuse_twice(self._seen, row["animal"], row["session"])
+        key = (row["animal"], row["session"])
+        if key in self._seen:
+            raise twice(*key)
+        self._seen.add(key)
         i = len(self._rows)
         side.copy("session", self._file, f"sessions/{i}")
         side.copy("edges", self._file, f"records/{i}/edges")
@@ -106,15 +109,13 @@ class StoreWriter:
             self._file.close()
 
 
-def refuse_twice(seen: set[tuple[str, str]], animal: str, session: str) -> None:
-    """Notes the ids of a recording; raises a RecordingError when they were met before."""
-    if (animal, session) in seen:
-        raise RecordingError(
-            f"two recordings of animal {animal!r} have the session id {session!r}",
-            where="session",
-            remedy="Give each its own `session`, or leave one of the files out.",
-        )
-    seen.add((animal, session))
+def twice(animal: str, session: str, where: str = "session") -> RecordingError:
+    """The error for two recordings (`where`) with the same ids."""
+    return RecordingError(
+        f"two recordings of animal {animal!r} have the session id {session!r}",
+        where=where,
+        remedy="Give each its own `session`, or leave one of the files out.",
+    )
 
 
 def constant_traces(session: Session) -> np.ndarray:
