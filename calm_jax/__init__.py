@@ -16,6 +16,7 @@ _WHERE = {
     "Experiment": "calm_jax.config",
     "Session": "calm_jax.recordings.session",
     "read": "calm_jax.recordings.formats",
+    "from_array": "calm_jax.recordings.arrays",
     "load": "calm_jax.runs",
     "make_context": "calm_jax.forecasting",
     "forecast": "calm_jax.forecasting",

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import allen, brainsets, caiman, interchange, nwb, remote, suite2p
+from calm_jax.recordings.formats import (
+    allen,
+    arrays,
+    brainsets,
+    caiman,
+    interchange,
+    nwb,
+    remote,
+    suite2p,
+)
 from calm_jax.recordings.formats.peek import Peek, peek_interchange
 from calm_jax.recordings.session import Session
 
@@ -28,6 +37,8 @@ class Format:
       options: name -> what it is, of the keyword arguments that `read` takes.
       peek: (path, **options) -> Peek, what a large file holds, without its traces; takes the
         same options, or None where a format has no quick way.
+      general: in a folder its files count only where no other format is found, since tables
+        and arrays often lie beside recordings.
     """
 
     name: str
@@ -36,6 +47,7 @@ class Format:
     suffixes: tuple[str, ...] = ()
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     peek: Callable[..., Peek] | None = None
+    general: bool = False
 
 
 # The first that recognises a path reads it: special formats before general ones.
@@ -67,6 +79,14 @@ FORMATS: list[Format] = [
         brainsets.read_brainsets,
         options=brainsets.OPTIONS,
         peek=brainsets.peek_brainsets,
+    ),
+    Format(
+        "arrays",
+        arrays.recognises,
+        arrays.read_arrays,
+        arrays.SUFFIXES,
+        options=arrays.OPTIONS,
+        general=True,
     ),
     Format(
         "interchange",
@@ -181,13 +201,7 @@ def sessions_in(path: str | Path) -> list[Path]:
     _exists(path)
     if path.is_file() or any(f.recognises(path) for f in FORMATS):
         return [path]
-    suffixes = {s for f in FORMATS for s in f.suffixes}
-    found = [
-        p
-        for p in sorted(path.iterdir())
-        if not p.name.startswith(".")
-        and ((p.suffix in suffixes and p.is_file()) or any(f.recognises(p) for f in FORMATS))
-    ]
+    found = _inside(path, [f for f in FORMATS if not f.general]) or _inside(path, FORMATS)
     if not found:
         raise RecordingError(
             "no recording in this folder",
@@ -195,6 +209,17 @@ def sessions_in(path: str | Path) -> list[Path]:
             expected=_names(FORMATS),
         )
     return found
+
+
+def _inside(path: Path, formats: list[Format]) -> list[Path]:
+    """What a folder holds of some formats, sorted by name."""
+    suffixes = {s for f in formats for s in f.suffixes}
+    return [
+        p
+        for p in sorted(path.iterdir())
+        if not p.name.startswith(".")
+        and ((p.suffix in suffixes and p.is_file()) or any(f.recognises(p) for f in formats))
+    ]
 
 
 def recordings_below(path: str | Path, formats: Iterable[str]) -> list[Path]:

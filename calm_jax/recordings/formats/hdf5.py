@@ -30,8 +30,8 @@ from calm_jax.recordings.formats.located import located
 
 __all__ = [
     "DAMAGE", "NUMBERS", "attribute_number", "attribute_text", "check_size", "children",
-    "damaged", "get", "link", "opened", "read_array", "read_rows", "read_text", "read_traces",
-    "referenced", "text", "walk",
+    "damaged", "get", "link", "memory", "opened", "read_array", "read_rows", "read_text",
+    "read_traces", "referenced", "text", "walk",
 ]  # fmt: skip
 
 NUMBERS = "fiub"  # dtype kinds: float, integers, boolean
@@ -101,7 +101,7 @@ def check_size(
             where=where,
             remedy="Copy them into this file, for example with h5repack.",
         )
-    largest = min(largest, _memory())
+    largest = min(largest, memory())
     if held > largest or chunk > largest:
         raise RecordingError(
             "more values than this machine can hold",
@@ -118,7 +118,7 @@ def check_size(
         )
 
 
-def _memory() -> int:
+def memory() -> int:
     """Bytes of memory this machine has."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -89,20 +89,30 @@ def load_objects(path: str | Path) -> Any:
 
 
 def _header(path: Path) -> tuple[np.dtype, tuple[int, ...], bool, int]:
-    """dtype, shape, Fortran order and the offset of the data."""
     if not path.is_file():
         raise RecordingError("no such file")
     try:
         with open(path, "rb") as file:
-            if file.read(len(MAGIC)) != MAGIC:
-                raise RecordingError("not a .npy file")
-            file.seek(0)
-            shape, fortran, dtype = _parsed(file)
-            offset = file.tell()
+            return header_of(file)
+    except OSError as e:
+        raise RecordingError("the file cannot be read", found=str(e)) from e
+
+
+def header_of(file: BinaryIO) -> tuple[np.dtype, tuple[int, ...], bool, int]:
+    """dtype, shape, Fortran order and the offset of the data, of an open `.npy` file.
+
+    Raises:
+      RecordingError: for another file, a damaged header or an array of records.
+    """
+    try:
+        shape, fortran, dtype = _parsed(file)
+        offset = file.tell()
     except (*DAMAGE, RecursionError) as e:
         found = str(e).split("\n")[0][:120] or type(e).__name__
         raise RecordingError(
-            "the header is damaged", found=found, remedy="Copy or write the file again."
+            "no .npy file, or its header is damaged",
+            found=found,
+            remedy="Copy or write the file again.",
         ) from e
     if not all(type(n) is int and 0 <= n < 1 << 62 for n in shape) or len(shape) > 32:
         raise RecordingError("the header is damaged", found=f"shape {str(shape)[:60]}")
