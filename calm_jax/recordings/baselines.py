@@ -48,7 +48,7 @@ def running_baseline(
     frames, neurons = traces.shape
     # Mirrored, the recording shows all of itself to a window of twice its length.
     window = max(1, min(int(window_s * rate + 1e-9), 2 * frames + 1))
-    out = np.empty((frames, neurons), np.float32)
+    out = np.empty((neurons, frames), np.float32).T  # filters run along time
     step = max(1, _BLOCK // max(1, frames))
     for a in range(0, neurons, step):
         block = np.ascontiguousarray(traces[:, a : a + step].T, np.float32)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats.suite2p import read_suite2p, recognises
+from calm_jax.recordings.formats.suite2p import peek_suite2p, read_suite2p, recognises
 from tests.recordings.suite2p_folders import fluorescence, write_plane
 
 
@@ -248,6 +248,19 @@ def test_a_folder_is_told_by_its_files(tmp_path):
     for path in ("x", "x/suite2p", "x/suite2p/plane0"):
         assert recognises(tmp_path / path)
     assert not recognises(tmp_path) and not recognises(tmp_path / "x/suite2p/plane0/F.npy")
+
+
+def test_a_peek_tells_what_reading_gives(tmp_path):
+    for k, layout in enumerate(("ops", "settings")):
+        folder = tmp_path / f"plane{k}"
+        write_plane(folder, *fluorescence(4, 50), iscell=[1, 0, 1, 1], layout=layout)
+    for options in ({}, {"traces": "spks"}, {"cells_only": False, "rate": 3, "causal": True}):
+        peek, session = peek_suite2p(tmp_path, **options), read_suite2p(tmp_path, **options)
+        assert (peek.neurons, peek.frames) == (session.n_neurons, session.n_frames)
+        for name in ("session", "animal", "unit", "rate", "notes"):
+            assert getattr(peek, name) == getattr(session, name)
+    with pytest.raises(RecordingError, match="no such traces"):
+        peek_suite2p(tmp_path, traces="x")
 
 
 def test_traces_are_held_once(tmp_path):

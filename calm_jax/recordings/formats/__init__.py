@@ -64,7 +64,13 @@ FORMATS: list[Format] = [
         "NWB 2", nwb.recognises, nwb.read_nwb, nwb.SUFFIXES, options=nwb.OPTIONS, peek=nwb.peek_nwb
     ),
     Format("caiman", caiman.recognises, caiman.read_caiman, options=caiman.OPTIONS),
-    Format("suite2p", suite2p.recognises, suite2p.read_suite2p, options=suite2p.OPTIONS),
+    Format(
+        "suite2p",
+        suite2p.recognises,
+        suite2p.read_suite2p,
+        options=suite2p.OPTIONS,
+        peek=suite2p.peek_suite2p,
+    ),
     Format(
         "Allen Brain Observatory",
         allen.recognises,

@@ -21,6 +21,7 @@ import numpy as np
 
 from calm_jax.errors import RecordingError
 from calm_jax.recordings.formats.located import located
+from calm_jax.recordings.formats.peek import Peek
 from calm_jax.recordings.formats.suite2p_plane import ORIENTATIONS, Plane, open_plane
 from calm_jax.recordings.formats.suite2p_traces import Recipe, write_traces
 from calm_jax.recordings.session import NeuronTable, Session
@@ -130,6 +131,43 @@ def read_suite2p(
             unit=recipe.unit,
             animal=_animal(planes[0]),
             session=_session_id(path, planes),
+            notes=(*recipe.told(), *notes),
+        )
+
+
+def peek_suite2p(path: str | Path, **options: Any) -> Peek:
+    """What `read_suite2p` gives with the same options, from the settings and tables alone.
+
+    ROIs that dF/F leaves out for their baseline are counted still.
+
+    Raises:
+      RecordingError: as `read_suite2p`, but for what lies in the traces themselves.
+    """
+    path = Path(path)
+    asked = {"traces": "dff", "baseline": "maximin", "channel": 1, "cells_only": True} | options
+    with located(path):
+        traces, neuropil = asked["traces"], asked.get("neuropil")
+        channel, orientation = asked["channel"], asked.get("orientation")
+        _check_options(traces, asked["baseline"], channel, orientation, neuropil)
+        planes = [
+            open_plane(p, _number_of(p, i), channel, orientation, need=_needed(traces, neuropil))
+            for i, p in enumerate(plane_folders(path))
+        ]
+        if not planes:
+            raise RecordingError("no Suite2p folder", expected="F.npy, or planes with F.npy")
+        notes: list[str] = []
+        hz, frames = _rate(planes, asked.get("rate"), notes), _frames(planes, notes)
+        recipe = _recipe(
+            planes[0], traces, neuropil, asked["baseline"], asked.get("window"),
+            asked.get("percentile"), asked.get("causal", False), hz,
+        )  # fmt: skip
+        return Peek(
+            session=_session_id(path, planes),
+            animal=_animal(planes[0]),
+            unit=recipe.unit,
+            neurons=sum(len(p.cells(asked["cells_only"], notes)) for p in planes),
+            frames=frames,
+            rate=hz,
             notes=(*recipe.told(), *notes),
         )
 
