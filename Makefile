@@ -6,7 +6,7 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help env pretrain data report test lint bench clean
+.PHONY: help env pretrain data report test fuzz lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,6 +31,9 @@ report: env  ## write the report of a run again: RUN=runs/calm_base
 
 test: env  ## all tests
 	@exec $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
+
+fuzz: env  ## read 2,600 damaged recordings of all formats; ARGS="--count 10000"
+	@exec $(PY) -W ignore -m tests.fuzz.run $(ARGS)
 
 lint: env  ## check the style
 	@$(PY) -m ruff check --quiet . && echo "lint: fine"

@@ -1,0 +1,1 @@
+"""Mutated recordings: every reader gives a Session or a RecordingError. `make fuzz`."""
