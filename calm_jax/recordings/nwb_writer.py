@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from calm_jax.errors import CalmError, RecordingError
@@ -171,12 +172,17 @@ def _traces(pynwb: Any, file: Any, s: Session) -> Any:
 
 
 def _no_pixels(neurons: int) -> list[Any]:
-    """The pixels of each neuron, which a Session does not know: NWB wants a mask, here empty."""
+    """The pixels of each neuron, which a Session does not know: NWB wants a mask.
+
+    One pixel of weight 0 each; nwbinspector fails on lists that are all empty.
+    """
     from hdmf.common import VectorData, VectorIndex
 
     kind = np.dtype([("x", "<u4"), ("y", "<u4"), ("weight", "<f4")])
-    pixels = VectorData(name="pixel_mask", description="not known", data=np.zeros(0, kind))
-    return [VectorIndex(name="pixel_mask_index", target=pixels, data=[0] * neurons), pixels]
+    text = "not known: one pixel of weight 0"
+    pixels = VectorData(name="pixel_mask", description=text, data=np.zeros(neurons, kind))
+    ends = list(range(1, neurons + 1))
+    return [VectorIndex(name="pixel_mask_index", target=pixels, data=ends), pixels]
 
 
 def _clock(s: Session) -> dict[str, Any]:
@@ -254,8 +260,10 @@ def _vectors(columns: Mapping[str, np.ndarray], where: str) -> list[Any]:
 
 
 def plain(values: np.ndarray) -> Any:
-    """Numbers as they are, text as a list: h5py has no fixed-width unicode."""
-    return values.astype(str).tolist() if values.dtype.kind in "US" else values
+    """Numbers as they are, text as h5py writes it: it has no fixed-width unicode."""
+    if values.dtype.kind in "US":
+        return values.astype(str).astype(h5py.string_dtype("utf-8"))
+    return values
 
 
 def _name(name: str, where: str) -> None:

@@ -75,7 +75,7 @@ def table_rows(group: h5py.Group, where: str) -> int:
 
 def _column_names(group: h5py.Group) -> list[str]:
     names = group.attrs.get("colnames")
-    if names is None:
+    if names is None or not np.size(names):  # hdmf writes none for a table without rows
         return [n for n in group if isinstance(n, str) and n != "id" and not n.endswith("_index")]
     return [n.decode("utf-8", "replace") if isinstance(n, bytes) else str(n)
             for n in np.atleast_1d(names)]  # fmt: skip
@@ -231,5 +231,5 @@ def trials_on_frames(
 
 def plain_id(value: str) -> tuple[str, bool]:
     """An id without path separators and control characters; True where it was changed."""
-    out = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", value).strip()
-    return out, out != value
+    out = re.sub(r"[/\\\x00-\x1f\x7f]+", "_", value)
+    return (out if out.strip() else ""), out != value
