@@ -8,8 +8,8 @@ m_i = 1 where it was measured, the value at a new time t is
 so that a missing sample weighs nothing, an uneven clock needs no step of its own and a
 constant stays what it is (normalised convolution, Knutsson and Westin 1993). h is a sinc of
 cutoff 0.443 r under a Kaiser window (beta 5.65) of 16 / r seconds to either side, r being the
-lower of the two rates: what lies below 0.387 r stays within 0.2 %, what lies above r / 2 is
-60 dB down (Kaiser 1974).
+lower of the two rates: what lies below 0.387 r stays within 0.2 %, what lies above r / 2
+falls to 0.2 % or less (Kaiser 1974).
 """
 
 from __future__ import annotations
