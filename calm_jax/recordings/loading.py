@@ -12,7 +12,7 @@ from calm_jax.recordings.session import Session
 def load_session(
     path: str | Path, options: Iterable[str] = (), rate: float | None = None
 ) -> Session:
-    """Reads a recording; `rate` (Hz) resamples it, with a note that says so.
+    """Reads a recording; `rate` (Hz) resamples it, causally, with a note that says so.
 
     Args:
       options: of the reader, `name=value` (docs/formats.md).
@@ -24,9 +24,13 @@ def load_session(
 
 
 def at_rate(session: Session, rate: float | None) -> Session:
-    """The session at `rate` Hz (anti-aliased), or as it is for None."""
+    """The session at `rate` Hz, or as it is for None.
+
+    The filter looks back only: one that looks ahead would put the future into the context of
+    a forecast. It is the weaker one of `resample`.
+    """
     if rate is None:
         return session
     from calm_jax.recordings.conditioning import condition  # scipy.signal: half a second
 
-    return condition(session, rate=rate)
+    return condition(session, rate=rate, causal=True)
