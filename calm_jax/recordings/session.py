@@ -163,7 +163,7 @@ class Session:
         if mask is None:
             return out
         for a in range(0, out.shape[0], step):
-            if (out[a : a + step] * ~mask[a : a + step]).any():
+            if ((out[a : a + step] != 0) & ~mask[a : a + step]).any():
                 return np.where(mask, out, np.float32(0))
         return out  # cleared by the reader already: many GB are not copied
 
