@@ -29,8 +29,9 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from calm_jax import config
+from calm_jax import scored_windows as scored
 from calm_jax.baselines import copy_last, mean
-from calm_jax.baselines.windows import Forecaster, origins
+from calm_jax.baselines.windows import Forecaster
 from calm_jax.errors import CalmError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.recordings.batches import Prepared
@@ -101,6 +102,8 @@ class Score:
       constant: (N,) bool, neurons left out of every mean.
       windows: forecasts made.
       first_step: the first step ahead that is scored, 1 = the frame at the origin.
+      trial: (windows,) row of `trials` of each forecast, in time order.
+      errors: (windows,) mean squared error of each forecast; NaN where nothing was valid.
     """
 
     protocol: str
@@ -112,6 +115,8 @@ class Score:
     constant: np.ndarray
     windows: int
     first_step: int
+    trial: np.ndarray
+    errors: np.ndarray
 
     def per_neuron(self) -> dict[str, np.ndarray]:
         """mse, mae and r (N,) over all scored samples; NaN for constant neurons."""
@@ -142,7 +147,7 @@ def score_forecasts(
     for i in index:
         plans = {}
         for protocol in protocols or settings.protocols:
-            plan = _plan(prepared, splits, i, part, protocol, settings)
+            plan = scored.plan(prepared, splits, i, part, protocol, settings)
             if plan is not None:
                 plans[protocol] = plan
         if not plans:
@@ -160,85 +165,39 @@ def score_forecasts(
     return out
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class _Plan:
-    """What is forecast in one session."""
-
-    ranges: np.ndarray  # (R, 2)
-    trial: np.ndarray  # (W,) row of `ranges`
-    origin: np.ndarray  # (W,) frames
-    context: int
-    horizon: int
-    skip: int  # steps ahead that are not scored
-
-
-def _plan(
-    prepared: Prepared, splits: Splits, i: int, part: str, protocol: str, s: config.Forecasting
-) -> _Plan | None:
-    ranges = splits.parts[i][part]
-    length = ranges[:, 1] - ranges[:, 0]
-    if protocol == "A":
-        if not len(prepared.store.sessions[i].trials):
-            return None
-        ranges = ranges[length > s.score_from_a]
-        if not len(ranges):
-            return None
-        # One horizon for all trials: one compilation.
-        horizon = int((ranges[:, 1] - ranges[:, 0]).max()) - s.context_a
-        first = ranges[:, 0] + s.context_a
-        skip = s.score_from_a - s.context_a
-        return _Plan(ranges, np.arange(len(ranges)), first, s.context_a, horizon, skip)
-    ranges = ranges[length >= s.context + s.horizon]
-    if not len(ranges):
-        return None
-    each = [origins(a, b, s.context, s.horizon, s.origin_stride) for a, b in ranges]
-    trial = np.repeat(np.arange(len(ranges)), [len(o) for o in each])
-    return _Plan(ranges, trial, np.concatenate(each), s.context, s.horizon, 0)
-
-
 def _score(
     prepared: Prepared,
     i: int,
     protocol: str,
     method: str,
     forecaster: Forecaster,
-    plan: _Plan,
+    plan: scored.Plan,
     batch: int,
 ) -> Score:
     info = prepared.store.sessions[i]
-    neurons = info.n_neurons
-    trials = Sums((len(plan.ranges), neurons))
-    steps = Sums((plan.horizon - plan.skip, neurons))
-    n = len(plan.origin)
-    batch = min(batch, n)
-    for k in range(0, n, batch):
-        # The last batch is filled up with its last window: one shape, one compilation.
-        rows = np.minimum(np.arange(k, k + batch), n - 1)
-        size = min(batch, n - k)
-        shape = (batch, plan.context, neurons)
-        context, seen = np.empty(shape, np.float32), np.empty(shape, bool)
-        truth = np.zeros((size, plan.horizon, neurons), np.float32)
-        valid = np.zeros(truth.shape, bool)
-        for b, w in enumerate(rows):
-            start, stop = (int(v) for v in plan.ranges[plan.trial[w]])
-            z, mask = prepared.range(i, start, stop)
-            o = int(plan.origin[w]) - start
-            context[b], seen[b] = z[o - plan.context : o], mask[o - plan.context : o]
-            if b < size:
-                m = min(plan.horizon, stop - start - o)
-                truth[b, :m], valid[b, :m] = z[o : o + m], mask[o : o + m]
-        pred = np.asarray(forecaster(context, i, seen, plan.horizon), np.float32)
-        if pred.shape != (batch, plan.horizon, neurons) or not np.isfinite(pred).all():
-            bad = pred.shape != (batch, plan.horizon, neurons)
+    trials = Sums((len(plan.ranges), info.n_neurons))
+    steps = Sums((plan.horizon - plan.skip, info.n_neurons))
+    constant = prepared.scalers.constant[i]
+    errors = []
+    for part in scored.batches(prepared, i, plan, batch):
+        pred = np.asarray(forecaster(part.context, i, part.seen, plan.horizon), np.float32)
+        expected = (len(part.context), plan.horizon, info.n_neurons)
+        if pred.shape != expected or not np.isfinite(pred).all():
+            bad = pred.shape != expected
             raise CalmError(
                 "a forecaster returned " + ("another shape" if bad else "NaN or infinity"),
                 where=f"method {method}, session {info.session}",
                 found=f"shape {pred.shape}" if bad else int((~np.isfinite(pred)).sum()),
-                expected=f"{(batch, plan.horizon, neurons)}" if bad else "finite values",
+                expected=f"{expected}" if bad else "finite values",
             )
-        scored = (pred[:size, plan.skip :], truth[:, plan.skip :], valid[:, plan.skip :])
-        trials.add(plan.trial[rows[:size]], *scored, axis=1)
-        steps.add(slice(None), *scored, axis=0)
+        pred = pred[: len(part.truth), plan.skip :]
+        truth, valid = part.truth[:, plan.skip :], part.valid[:, plan.skip :]
+        trials.add(part.trial, pred, truth, valid, axis=1)
+        steps.add(slice(None), pred, truth, valid, axis=0)
+        keep = valid & ~constant
+        square = np.where(keep, np.square(pred - truth), 0).sum((1, 2), np.float64)
+        count = keep.sum((1, 2))
+        errors.append(np.where(count > 0, square / np.maximum(count, 1), np.nan))
     return Score(
         protocol,
         method,
@@ -246,9 +205,11 @@ def _score(
         info.animal,
         trials,
         steps,
-        prepared.scalers.constant[i],
-        n,
+        constant,
+        len(plan.origin),
         plan.skip + 1,
+        plan.trial,
+        np.concatenate(errors),
     )
 
 

@@ -1,6 +1,8 @@
 """Baselines: one method a file, each `fit(prepared, splits, context, horizon) -> Forecaster`.
 
-`METHODS` maps the name a method has in every table to its module.
+`METHODS` maps the name a method has in every table to its module. A `fit` that trains
+for a while takes the keywords `budget_seconds`, `seed` and `folder` too; those of
+`CLOSED_FORM` need none and stand beside every evaluation of a run.
 """
 
 from __future__ import annotations
@@ -10,15 +12,33 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax.baselines import copy_last, mean, population_ridge, shared_linear
+from calm_jax.baselines import (
+    autoregression,
+    copy_last,
+    dlinear,
+    mean,
+    nlinear,
+    poco,
+    population_ridge,
+    shared_linear,
+    tcn,
+    tsmixer,
+)
 from calm_jax.baselines.windows import Forecaster
 
 METHODS: dict[str, ModuleType] = {
     "copy_last": copy_last,
     "mean": mean,
+    "autoregression": autoregression,
     "shared_linear": shared_linear,
     "population_ridge": population_ridge,
+    "nlinear": nlinear,
+    "dlinear": dlinear,
+    "tcn": tcn,
+    "tsmixer": tsmixer,
+    "poco": poco,
 }
+CLOSED_FORM = ("copy_last", "mean", "autoregression", "shared_linear", "population_ridge")
 
 
 class PerContext:
@@ -42,8 +62,8 @@ class PerContext:
 
 
 def fit_all(prepared: Any, splits: Any, horizon: int) -> dict[str, Forecaster]:
-    """Every baseline, fitted on the training part when first used, with settings chosen
-    on the validation part; horizons longer than `horizon` are rolled out."""
+    """Every closed-form baseline, fitted on the training part when first used, with
+    settings chosen on the validation part; horizons longer than `horizon` are rolled out."""
     return {
-        name: PerContext(module, prepared, splits, horizon) for name, module in METHODS.items()
+        name: PerContext(METHODS[name], prepared, splits, horizon) for name in CLOSED_FORM
     }
