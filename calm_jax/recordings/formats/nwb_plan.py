@@ -110,10 +110,12 @@ def _plane(
     notes: list[str],
 ) -> Plane:
     rois, table = series.rois, series.table
+    if rois is not None and not (isinstance(rois, h5py.Dataset) and rois.ndim == 1):
+        raise RecordingError("not a list of rows", where=f"{series.path}/rois")
     if table is None:
         tables = [g.group for g in groups if g.type.endswith("PlaneSegmentation")]
         table = tables[0] if len(tables) == 1 and rois is not None else None
-    neurons = rois.shape[0] if isinstance(rois, h5py.Dataset) and rois.ndim == 1 else None
+    neurons = None if rois is None else rois.shape[0]
     transposed = is_transposed(series, orientation, neurons)
     shape = series.shape if len(series.shape) == 2 else (series.shape[0], 1)
     frames, neurons = shape[::-1] if transposed else shape
