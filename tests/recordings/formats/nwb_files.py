@@ -81,5 +81,5 @@ class Made:
 
     def write(self, path):
         with pynwb.NWBHDF5IO(str(path), "w") as io:
-            io.write(self.file)
+            io.write(self.file, cache_spec=False)  # smaller, and a fraction of the time
         return path

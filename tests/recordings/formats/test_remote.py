@@ -144,7 +144,7 @@ def test_what_can_go_wrong_is_told(host, monkeypatch):
 
 
 def test_a_server_that_breaks_off_is_not_a_damaged_file(host):
-    host.handler.fails_after = 200_000
+    host.handler.fails_after = 50_000
     refused(f"{host.url}/blobs/x.nwb", "could not be read over the network; found .*403")
 
 
