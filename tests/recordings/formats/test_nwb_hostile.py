@@ -61,7 +61,7 @@ def test_flipped_bytes_give_an_error_or_a_session(good, path):
             except RecordingError as e:
                 assert "bad.nwb" in str(e)
                 failed += 1
-    assert failed > 20
+    assert failed > 5
 
 
 def test_traces_in_another_file_are_not_opened(path, tmp_path):
