@@ -21,6 +21,14 @@ def read_only(array: np.ndarray) -> np.ndarray:
     return view
 
 
+def seconds(values: Any, where: str) -> np.ndarray:
+    """Times as float64; text and objects are refused."""
+    array = np.asarray(values)
+    if array.dtype.kind not in "fiub" and array.size:
+        raise RecordingError("times must be numbers (seconds)", where=where, found=array.dtype)
+    return array.astype(np.float64)
+
+
 def _columns(
     columns: Mapping[str, Any], length: int, where: str
 ) -> Mapping[str, np.ndarray]:
@@ -122,8 +130,7 @@ class Intervals:
     columns: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        start = np.asarray(self.start, np.float64)
-        stop = np.asarray(self.stop, np.float64)
+        start, stop = seconds(self.start, "start"), seconds(self.stop, "stop")
         if start.ndim != 1 or start.shape != stop.shape:
             raise RecordingError(
                 "interval starts and stops must be two vectors of one length",
@@ -203,7 +210,7 @@ class Channel:
             values = values.astype(np.int8)
         object.__setattr__(self, "values", read_only(values))
         if self.times is not None:
-            times = np.asarray(self.times, np.float64)
+            times = seconds(self.times, "times")
             if times.shape != values.shape[:1]:
                 raise RecordingError(
                     "behaviour times and values differ in length",

@@ -20,6 +20,7 @@ from calm_jax.recordings.parts import (
     NeuronTable,
     Trials,
     read_only,
+    seconds,
 )
 
 __all__ = ["BEHAVIOR_KINDS", "Channel", "Intervals", "NeuronTable", "Session", "Trials"]
@@ -169,7 +170,7 @@ class Session:
 
     def _check_clock(self, frames: int, put: Any) -> None:
         if self.timestamps is not None:
-            times = np.asarray(self.timestamps, np.float64)
+            times = seconds(self.timestamps, "timestamps")
             if times.shape != (frames,):
                 raise RecordingError(
                     "as many time stamps as frames are needed",

@@ -117,7 +117,10 @@ def read(path: str | Path, **options: Any) -> Session:
     path = Path(path)
     known = format_of(path)
     check_options(known, path, options)
-    return known.read(path, **options)
+    try:
+        return known.read(path, **options)
+    except MemoryError as e:
+        raise RecordingError("the recording does not fit into memory", where=path) from e
 
 
 def peek_at(path: str | Path, **options: Any) -> Peek | None:

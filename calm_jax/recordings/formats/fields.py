@@ -118,7 +118,14 @@ def from_fields(
                 raise RecordingError(f"there is no behavior/{n}", where=f"{t}/{n}")
     _refuse_transposed(traces, timestamps, channels)
     if "notes" in have:
-        notes = [str(x) for x in np.atleast_1d(get("notes"))] + notes
+        given = np.atleast_1d(get("notes"))
+        if given.dtype.kind not in "US" or given.ndim != 1:
+            raise RecordingError(
+                "notes must be lines of text",
+                where="notes",
+                found=f"{given.dtype} of shape {given.shape}",
+            )
+        notes = given.astype(str).tolist() + notes
     ids = get("neuron/id") if "neuron/id" in have else None
     columns = {n: get(f"neuron/{n}") for n in tables["neuron"] if n != "id"}
     if ids is None and traces.ndim == 2:
