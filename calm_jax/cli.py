@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import calm_jax
+from calm_jax.benchmark import names
 from calm_jax.config import Experiment
 from calm_jax.errors import CalmError, ConfigError
 
@@ -114,6 +115,30 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument("--json", type=Path, dest="out", help="write the rows to this file")
     _reading(p)
 
+    p = command("benchmark", _benchmark, "compare forecasters fairly: same windows, same time")
+    p.add_argument("what", metavar="WHAT", help="forecast")
+    p.add_argument("--data", help="recordings, or a data set of data/; default: the simulation")
+    p.add_argument("--source", help="folder or file that a data set is built from")
+    p.add_argument("--store", help="where data sets are kept; default: datasets")
+    p.add_argument("--rate", type=float, help="resample every recording to this rate (Hz)")
+    p.add_argument("--protocol", choices=("A", "B"), default="B", help="default: B")
+    p.add_argument(
+        "--methods",
+        default="all",
+        help=f"comma-separated, of {', '.join((*names.SETS, *names.SETS['all']))}, or a .py file "
+        "with a method; default: all",
+    )
+    p.add_argument(
+        "--budget-seconds", type=_seconds, default=600.0, help="per method and seed; default: 600"
+    )
+    p.add_argument("--seeds", type=_count, default=3, help="default: 3")
+    p.add_argument("--experiment", default="calm_base", metavar="EXP", help="default: calm_base")
+    p.add_argument("--run", type=Path, action="append", default=[], help="a finished run; repeat")
+    p.add_argument("--json", type=Path, dest="out", required=True, help="the rows are written here")
+    p.add_argument("--markdown", type=Path, metavar="OUT", help="write the table to this file")
+    p.add_argument("--figure", type=Path, metavar="OUT", help="write the figure (.png and .svg)")
+    _reading(p)
+
     p = command("report", _report, "write report.html and the figures of a run")
     p.add_argument("run", type=Path, metavar="RUN", help="run folder")
     return parser, dict(sub.choices)
@@ -133,6 +158,13 @@ def _count(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return value
+
+
+def _seconds(text: str) -> float:
+    value = float(text)
+    if not 0 < value < 1e9:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds")
     return value
 
 
@@ -256,6 +288,34 @@ def _evaluate(known: argparse.Namespace, rest: list[str]) -> None:
     from calm_jax import pipeline
 
     pipeline.evaluate_run(known.run, data=known.data, options=known.read, out=known.out)
+
+
+def _benchmark(known: argparse.Namespace, rest: list[str]) -> None:
+    if known.what != "forecast":
+        raise ConfigError(
+            f"unknown benchmark {known.what!r}",
+            where="calm-jax benchmark",
+            expected="forecast",
+            remedy=_nearest(known.what, ["forecast"], "calm-jax benchmark --help"),
+        )
+    from calm_jax.benchmark import command
+
+    command.forecast(
+        known.data,
+        known.out,
+        protocol=known.protocol,
+        names=known.methods,
+        budget_seconds=known.budget_seconds,
+        seeds=known.seeds,
+        experiment=known.experiment,
+        runs=known.run,
+        source=known.source,
+        store=known.store,
+        read=known.read,
+        rate=known.rate,
+        markdown=known.markdown,
+        figure=known.figure,
+    )
 
 
 def _report(known: argparse.Namespace, rest: list[str]) -> None:

@@ -128,7 +128,7 @@ def _prepare(run: Run, say: _Say) -> Prepared:
         barrier("prepare")
     split = runs.load_split(run, store)
     scalers = runs.load_scalers(run)
-    _check_varying(split.sessions, scalers)
+    check_varying(split.sessions, scalers)
     constant = sum(int(c.sum()) for c in scalers.constant)
     say(
         f"data {experiment.data.name}: {len(store.sessions)} sessions, {store.n_neurons} neurons, "
@@ -139,7 +139,7 @@ def _prepare(run: Run, say: _Say) -> Prepared:
     return Prepared(store, split, scalers)
 
 
-def _check_varying(sessions: Sequence[str], scalers: preprocess.Scalers) -> None:
+def check_varying(sessions: Sequence[str], scalers: preprocess.Scalers) -> None:
     for session, constant in zip(sessions, scalers.constant, strict=True):
         if constant.all():
             raise all_constant(session, constant.size)
@@ -175,11 +175,11 @@ def _tokenizer(run: Run, prepared: Prepared, say: _Say) -> None:
         )
         facts |= {"steps": steps, "used_step": result.step, "validation": result.best_metrics}
         if jax.process_index() == 0:
-            runs.save_arrays(run.path("tokenizer", "model.npz"), _merged(result))
+            runs.save_arrays(run.path("tokenizer", "model.npz"), merged(result))
     barrier("tokenizer")
 
 
-def _merged(result: Any) -> dict:
+def merged(result: Any) -> dict:
     """Parameters and state of a model as one nested dictionary."""
 
     def merge(a: Any, b: Any) -> Any:
@@ -353,10 +353,10 @@ def evaluate_run(
         found, _ = forecast_rows(trained, prepared, _baselines(e, prepared))
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
     else:
-        store = MemoryStore(_recordings(data, e, options))
+        store = MemoryStore(recordings_of(data, e, options))
         made = splits.make_split(store, e.split)
         scalers = preprocess.fit(store, made, e.preprocess)
-        _check_varying(made.sessions, scalers)
+        check_varying(made.sessions, scalers)
         prepared = Prepared(store, made, scalers)
         say(
             f"{data}: scored as recordings never seen in training, with the mean embeddings; "
@@ -371,7 +371,7 @@ def evaluate_run(
     return found
 
 
-def _recordings(path: Path, e: config.Experiment, options: Sequence[str]) -> list[Any]:
+def recordings_of(path: Path, e: config.Experiment, options: Sequence[str]) -> list[Any]:
     """The sessions of a file or folder, long enough to be scored."""
     path, settings = Path(path), e.forecasting
     files = sessions_in(path) if path.is_dir() else [path]

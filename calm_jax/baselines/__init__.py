@@ -1,8 +1,8 @@
 """Baselines: one method a file, each `fit(prepared, splits, context, horizon) -> Forecaster`.
 
-`METHODS` maps the name a method has in every table to its module. A `fit` that trains
-for a while takes the keywords `budget_seconds`, `seed` and `folder` too; those of
-`CLOSED_FORM` need none and stand beside every evaluation of a run.
+`METHODS` maps the name a method has in every table to its module. A module with
+`TRAINED = True` trains for a while: its `fit` takes the keywords `budget_seconds`, `seed`
+and `folder` too. Those of `CLOSED_FORM` do not and stand beside every evaluation of a run.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from calm_jax.layers.basic import linear
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 
+TRAINED = True
 # 25 frames are published; calcium decays faster than that at most frame rates.
 GRID = tuple(
     {"learning_rate": rate, "weight_decay": 0.0, "kernel": kernel}

@@ -14,6 +14,7 @@ from calm_jax.layers.basic import linear
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 
+TRAINED = True
 GRID = tuple(
     {"learning_rate": rate, "weight_decay": decay} for rate in (1e-2, 1e-3) for decay in (0.0, 1e-1)
 )

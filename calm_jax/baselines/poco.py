@@ -29,6 +29,7 @@ from calm_jax.layers.cross_attention import CrossAttention
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 
+TRAINED = True
 GRID = tuple(
     {"learning_rate": rate, "weight_decay": 1e-4, "anchor": anchor}
     for rate in (3e-4, 1e-3)

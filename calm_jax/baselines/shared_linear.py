@@ -21,15 +21,16 @@ def fit(
     horizon: int,
     *,
     alphas: Sequence[float] = ALPHAS,
+    differences: Sequence[bool] = (True, False),
     sessions: Sequence[int] | None = None,
 ) -> SharedLinear:
     """Ridge in closed form from streamed second moments of (context, target, 1).
 
     Two versions, y = W x + b and y - x_last = W (x - x_last) + b (which follows a
-    trace that drifts), each with every alpha; the least validation error wins. Windows
-    of a neuron with an invalid sample, and constant neurons, are left out. Memory does
-    not grow with the data. `sessions` = those to learn from, by default the split's
-    training sessions.
+    trace that drifts), those of them in `differences`, each with every alpha; the least
+    validation error wins. Windows of a neuron with an invalid sample, and constant neurons,
+    are left out. Memory does not grow with the data. `sessions` = those to learn from, by
+    default the split's training sessions.
 
     Raises:
       RecordingError: when no training or validation range is long enough.
@@ -39,7 +40,7 @@ def fit(
         _moments(prepared, index, part, context, horizon) for part in ("train", "valid")
     )
     best = None
-    for difference in (True, False):
+    for difference in differences:
         change = _change(context, horizon, difference)
         a, v = change @ train @ change.T, change @ valid @ change.T
         gram, cross = a[:-horizon, :-horizon], a[:-horizon, -horizon:]

@@ -19,6 +19,7 @@ from calm_jax.layers.basic import dropout, linear, split_key
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 
+TRAINED = True
 GRID = tuple(
     {"learning_rate": rate, "weight_decay": 1e-2, "dropout": drop, "anchor": anchor}
     for rate, drop in ((1e-3, 0.1), (3e-3, 0.4))

@@ -26,6 +26,12 @@ _METHODS = {
     "mean": ("mean", "#CC79A7", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
     "shared_linear": ("shared linear", "#009E73", "--"),
     "population_ridge": ("population ridge", "#0072B2", "-."),
+    "autoregression": ("autoregression", "#44AA99", (0, (4, 1.5))),
+    "nlinear": ("NLinear", "#999933", (0, (2, 1))),
+    "dlinear": ("DLinear", "#117733", (0, (6, 2))),
+    "tcn": ("TCN", "#882255", (0, (5, 1, 1, 1))),
+    "tsmixer": ("TSMixer", "#E69F00", (0, (8, 2))),
+    "poco": ("POCO", "#332288", (0, (3, 1, 1, 1))),
 }
 _SPARE = ("#56B4E9", "#E69F00", "#332288", "#882255", "#44AA99", "#999933", "#661100")
 _RC = {
