@@ -7,7 +7,6 @@ alone, as a forecast needs; otherwise a baseline looks ahead by as much as it lo
 from __future__ import annotations
 
 import numpy as np
-import scipy.ndimage as ndi
 
 from calm_jax.errors import RecordingError
 
@@ -120,6 +119,8 @@ def _bridged(x: np.ndarray, seen: np.ndarray, causal: bool) -> np.ndarray:
 
 
 def _maximin(x: np.ndarray, window: int, smooth: float, causal: bool) -> np.ndarray:
+    import scipy.ndimage as ndi  # half a second: not for every reader
+
     if not causal:
         if smooth:
             x = ndi.gaussian_filter1d(x, smooth, axis=1)
@@ -134,6 +135,8 @@ def _maximin(x: np.ndarray, window: int, smooth: float, causal: bool) -> np.ndar
 
 
 def _percentile(x: np.ndarray, window: int, percentile: float, causal: bool) -> np.ndarray:
+    import scipy.ndimage as ndi  # half a second: not for every reader
+
     if not causal:
         return np.stack([ndi.percentile_filter(row, percentile, window) for row in x])
     # The start has shorter windows, sorted as they grow; the rest lies inside the recording.

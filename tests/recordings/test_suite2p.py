@@ -269,7 +269,7 @@ def test_traces_are_held_once(tmp_path):
     f, fneu = fluorescence(4, frames)
     write_plane(tmp_path, np.tile(f, (rois // 4, 1)), np.tile(fneu, (rois // 4, 1)))
     code = (
-        "import sys, tracemalloc; import numpy as np\n"
+        "import sys, tracemalloc; import numpy as np, scipy.ndimage\n"
         "from calm_jax.recordings.formats.suite2p import read_suite2p\n"
         "from calm_jax.recordings import baselines\n"
         "from calm_jax.recordings.formats import suite2p_traces\n"
