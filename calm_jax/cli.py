@@ -17,6 +17,7 @@ import calm_jax
 from calm_jax.benchmark import names
 from calm_jax.config import Experiment
 from calm_jax.errors import CalmError, ConfigError
+from calm_jax.report import selection
 
 
 class _Parser(argparse.ArgumentParser):
@@ -137,6 +138,10 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument("--json", type=Path, dest="out", required=True, help="the rows are written here")
     p.add_argument("--markdown", type=Path, metavar="OUT", help="write the table to this file")
     p.add_argument("--figure", type=Path, metavar="OUT", help="write the figure (.png and .svg)")
+    _reading(p)
+
+    p = command("select", lambda known, _: selection.run(known), "find the predictable neurons")
+    selection.add_arguments(p)
     _reading(p)
 
     p = command("report", _report, "write report.html and the figures of a run")
