@@ -224,7 +224,8 @@ class Forecasting:
         """MSE on the validation windows, mean over sessions."""
         errors = []
         for i, x, y, keep in self._valid:
-            square = np.square(self.forecast(params, x, i) - y)
+            with np.errstate(over="ignore"):  # infinite: the loop says that it diverged
+                square = np.square(self.forecast(params, x, i) - y)
             errors.append(square.mean(where=keep) if keep.any() else 0.0)
         return {"loss": float(np.mean(errors))}
 

@@ -101,7 +101,7 @@ class POCO(nnx.Module):
         tokens = self.segment(jnp.moveaxis(cut, 3, 1)) + own[:, :, None]
         tokens = tokens.reshape(b, n * count, -1)
         # Times in tokens, 0 = the forecast origin; a token stands at its middle.
-        time = jnp.tile(jnp.arange(count) - count + 0.5, n)
+        time = jnp.tile(jnp.arange(count, dtype=jnp.float32) - count + 0.5, n)
         now = lambda size: jnp.zeros(size)  # noqa: E731
         latents = self.latents[...]
         z = jnp.broadcast_to(latents, (b, *latents.shape))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import shutil
 import tempfile
@@ -25,6 +26,7 @@ from calm_jax.training.loop import train
 
 _SERIES = 16_384  # neurons x windows of a step, about
 _EVALUATIONS = 8  # in one training
+_EARLY_STOP = 5  # evaluations without improvement
 _TUNING = 0.5  # of the budget, shared evenly by the grid; the rest trains the best again
 _TRAINING = ("learning_rate", "weight_decay")  # what of a grid point is not the network
 
@@ -152,14 +154,24 @@ class _Tuning:
         try:
             result = _train(task, point, n, self._seed, self._folder)
         except RunError as e:  # such as a learning rate that diverges
-            self.error, entry["error"] = e, str(e)
+            self.error, entry["error"] = e, e.what
         else:
             value = result.best_metrics["loss"]
             entry |= {"used_step": result.step, "validation": value}
             if self.best is None or value < self.best[0]:
                 self.best = (value, task, jax.device_get(result.params), entry)
+            if steps is None:
+                self._learn(time.monotonic() - start, n, result.step)
         entry["seconds"] = round(time.monotonic() - start, 2)
         self.record.append(entry)
+
+    def _learn(self, seconds: float, steps: int, used: int) -> None:
+        """The pace of a whole training, with what was not timed alone, holds for the next."""
+        every = max(1, steps // _EVALUATIONS)
+        done = min(steps, used + _EARLY_STOP * every)
+        left = seconds - self.speed.compile - done / every * self.speed.evaluate
+        if left > 0:
+            self.speed = dataclasses.replace(self.speed, step=left / done)
 
 
 def _train(
@@ -178,7 +190,7 @@ def _train(
         precision="float32",
         log_every=max(steps, 1),
         eval_every=max(1, steps // _EVALUATIONS),
-        early_stop=5,
+        early_stop=_EARLY_STOP,
         checkpoint_seconds=1e9,
         keep=1,
     )

@@ -19,6 +19,7 @@ from calm_jax.forecasting import CalmForecaster
 from calm_jax.models import tokenizer as tokenizers
 from calm_jax.pipeline import check, fill_untrained, merged, total_steps
 from calm_jax.recordings.batches import Prepared, Windows
+from calm_jax.tailoring import choose, tailored
 from calm_jax.tasks import codes as exported
 from calm_jax.tasks.next_code import NextCode
 from calm_jax.tasks.tokenization import Tokenization
@@ -100,7 +101,8 @@ def fit(
     begin = time.monotonic()
     check(experiment)
     shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-    e = dataclasses.replace(experiment, seed=seed)
+    choice = choose(experiment, prepared)
+    e = dataclasses.replace(tailored(experiment, choice.variant), seed=seed)
     stages = (e.tokenizer_training, e.transformer_training)
     nominal = _nominal(e, prepared)
     tok = Tokenization(e.tokenizer, stages[0], prepared, seed=seed, steps=nominal[0])

@@ -159,7 +159,7 @@ def _result(job: Job, mark: str) -> tuple[dict[str, Any], bool]:
     environment = {**os.environ, "PYTHONPATH": modules}
     try:
         done = subprocess.run(
-            words, env=environment, stdout=sys.stderr, timeout=job.budget_seconds + _PATIENCE
+            words, env=environment, stdout=2, timeout=job.budget_seconds + _PATIENCE
         )
     except subprocess.TimeoutExpired:
         return {"error": f"gave no result within {_PATIENCE} s of its budget"}, True

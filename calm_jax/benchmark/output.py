@@ -173,13 +173,13 @@ def draw(page: Page, path: Path) -> list[Path]:
         top.legend(ncols=3, loc="lower left", bbox_to_anchor=(0, 1.0), borderaxespad=0.1)
         place = np.arange(len(page.methods))
         values = [overall(page.rows, m, "mse") for m in page.methods]
-        errors = [v.std(ddof=1) if len(v) > 1 else 0.0 for v in values]
+        errors = [v.std(ddof=1) if len(v) > 1 else np.nan for v in values]
         bottom.barh(
             place, [_mean(v) for v in values], xerr=errors, height=0.65,
             color=[style.colour(m) for m in page.methods], ecolor="#111111", capsize=2.5,
         )  # fmt: skip
         for y, v, e in zip(place, values, errors):
-            bottom.text(_mean(v) + e, y, f" {_number(_mean(v))}", va="center", ha="left")
+            bottom.text(_mean(v) + np.nan_to_num(e), y, f" {_number(_mean(v))}", va="center", ha="left")
         bottom.set_yticks(place, [style.label(m) for m in page.methods])
         bottom.invert_yaxis()
         bottom.set(xlabel="MSE, mean over animals; bars: SD over seeds")
