@@ -179,7 +179,8 @@ def draw(page: Page, path: Path) -> list[Path]:
             color=[style.colour(m) for m in page.methods], ecolor="#111111", capsize=2.5,
         )  # fmt: skip
         for y, v, e in zip(place, values, errors):
-            bottom.text(_mean(v) + np.nan_to_num(e), y, f" {_number(_mean(v))}", va="center", ha="left")
+            end = _mean(v) + np.nan_to_num(e)
+            bottom.text(end, y, f" {_number(_mean(v))}", va="center", ha="left")
         bottom.set_yticks(place, [style.label(m) for m in page.methods])
         bottom.invert_yaxis()
         bottom.set(xlabel="MSE, mean over animals; bars: SD over seeds")
