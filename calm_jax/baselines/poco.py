@@ -32,8 +32,8 @@ from calm_jax.recordings.splits import Splits
 TRAINED = True
 GRID = tuple(
     {"learning_rate": rate, "weight_decay": 1e-4, "anchor": anchor}
-    for rate in (3e-4, 1e-3)
-    for anchor in (False, True)
+    for rate in (1e-3, 3e-4)
+    for anchor in (True, False)
 )
 
 

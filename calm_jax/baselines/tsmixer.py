@@ -23,7 +23,7 @@ TRAINED = True
 GRID = tuple(
     {"learning_rate": rate, "weight_decay": 1e-2, "dropout": drop, "anchor": anchor}
     for rate, drop in ((1e-3, 0.1), (3e-3, 0.4))
-    for anchor in (False, True)
+    for anchor in (True, False)
 )
 
 

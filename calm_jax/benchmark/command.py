@@ -176,9 +176,13 @@ def _result(job: Job, mark: str) -> tuple[dict[str, Any], bool]:
 def _identity(job: Job, mark: str) -> str:
     """What a result depends on: recordings, method, settings, budget, seed."""
     method, code = job.method, ""
-    if method.kind in ("file", "run"):
-        name = "" if method.kind == "file" else "stages.json"
-        code = hashlib.sha256(Path(method.path, name).read_bytes()).hexdigest()
+    if method.kind != "calm":
+        path = {
+            "file": lambda: Path(method.path),
+            "run": lambda: Path(method.path, "stages.json"),
+            "baseline": lambda: Path(methods.module_of(method).__file__),
+        }[method.kind]()
+        code = hashlib.sha256(path.read_bytes()).hexdigest()
     f = job.experiment.forecasting
     settings: list[Any] = [f.context, f.horizon, f.context_a, f.score_from_a]
     if method.kind == "calm":
