@@ -17,6 +17,7 @@ import h5py
 import numpy as np
 
 from calm_jax.errors import CalmError, RecordingError
+from calm_jax.recordings.formats import hdf5_guard
 from calm_jax.recordings.formats.hdf5_links import (
     DAMAGE,
     children,
@@ -49,7 +50,8 @@ def opened(path: str | Path, file: BinaryIO | None = None) -> Iterator[h5py.File
 
     Args:
       path: the file, also as it is named in errors.
-      file: an open binary file to read in place of `path`, such as a remote one.
+      file: an open binary file to read in place of `path`, such as a remote one; it is not
+        looked through by `hdf5_guard`.
 
     Raises:
       RecordingError: for a file that is no HDF5 file, and for whatever h5py raises inside.
@@ -60,6 +62,7 @@ def opened(path: str | Path, file: BinaryIO | None = None) -> Iterator[h5py.File
             source = {"name": path if file is None else file, "mode": "r"}
             if file is None:
                 source["locking"] = "best-effort"
+                hdf5_guard.check(path)
             with h5py.File(**source) as opened_file:
                 yield opened_file
         except CalmError:

@@ -20,6 +20,7 @@ import h5py
 import numpy as np
 
 from calm_jax.errors import RecordingError, writing
+from calm_jax.recordings.formats import hdf5_guard
 from calm_jax.recordings.formats.fields import from_fields, to_fields
 from calm_jax.recordings.formats.located import located
 from calm_jax.recordings.session import Session
@@ -143,6 +144,7 @@ def _put(group: h5py.Group, fields: Mapping[str, np.ndarray]) -> None:
 
 @contextlib.contextmanager
 def _hdf5(path: Path) -> Iterator[h5py.File]:
+    hdf5_guard.check(path)
     try:
         file = h5py.File(path, "r")
     except DAMAGE as e:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO
 import h5py
 import numpy as np
 
+from calm_jax.recordings.formats import hdf5_guard
 from calm_jax.recordings.formats.hdf5 import (
     attribute_number,
     attribute_text,
@@ -47,6 +48,7 @@ def recognises(path: str | Path) -> bool:
     try:
         if not Path(path).is_file() or not h5py.is_hdf5(path):
             return False
+        hdf5_guard.check(path)
         with h5py.File(path, "r", locking="best-effort") as file:
             return attribute_text(file, "nwb_version").startswith("2")
     except Exception:  # whatever a damaged file makes h5py raise: it is not known to be NWB

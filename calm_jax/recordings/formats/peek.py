@@ -12,7 +12,7 @@ import h5py
 import numpy as np
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import interchange
+from calm_jax.recordings.formats import hdf5_guard, interchange
 from calm_jax.recordings.formats.fields import SINGLE
 from calm_jax.recordings.formats.located import located
 
@@ -66,6 +66,7 @@ def _hdf5(path: Path) -> Peek:
             text = name.decode("utf-8", "replace") if isinstance(name, bytes) else name
             sizes[text] = item.shape or ()
 
+    hdf5_guard.check(path)
     try:
         with h5py.File(path, "r") as file:
             file.visititems(note)
