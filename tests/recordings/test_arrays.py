@@ -164,7 +164,7 @@ def test_damaged_and_hostile_files(tmp_path):
     with pytest.raises(RecordingError, match="no matrix of real numbers"):
         read(tmp_path / "o.npz", **given)
     scipy.io.savemat(tmp_path / "s.mat", {"a": scipy.sparse.eye(4), "b": 1j * X, "c": "text"})
-    with pytest.raises(RecordingError, match="b: not a full matrix of real numbers"):
+    with pytest.raises(RecordingError, match="no matrix of real numbers"):
         read(tmp_path / "s.mat", **given)
     with pytest.raises(RecordingError, match="no such orientation"):
         read(tmp_path / "s.mat", rate=10, orientation="rows")

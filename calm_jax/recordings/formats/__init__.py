@@ -36,7 +36,7 @@ class Format:
       suffixes: a file with such a name is meant to be one, even when it is damaged.
       options: name -> what it is, of the keyword arguments that `read` takes.
       peek: (path, **options) -> Peek, what a large file holds, without its traces; takes the
-        same options, or None where a format has no quick way.
+        same options, or None where a format (or this file of it) has no quick way.
       general: in a folder its files count only where no other format is found, since tables
         and arrays often lie beside recordings.
     """
@@ -46,7 +46,7 @@ class Format:
     read: Callable[..., Session]
     suffixes: tuple[str, ...] = ()
     options: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    peek: Callable[..., Peek] | None = None
+    peek: Callable[..., Peek | None] | None = None
     general: bool = False
 
 
@@ -63,7 +63,13 @@ FORMATS: list[Format] = [
     Format(
         "NWB 2", nwb.recognises, nwb.read_nwb, nwb.SUFFIXES, options=nwb.OPTIONS, peek=nwb.peek_nwb
     ),
-    Format("caiman", caiman.recognises, caiman.read_caiman, options=caiman.OPTIONS),
+    Format(
+        "caiman",
+        caiman.recognises,
+        caiman.read_caiman,
+        options=caiman.OPTIONS,
+        peek=caiman.peek_caiman,
+    ),
     Format(
         "suite2p",
         suite2p.recognises,
@@ -92,6 +98,7 @@ FORMATS: list[Format] = [
         arrays.read_arrays,
         arrays.SUFFIXES,
         options=arrays.OPTIONS,
+        peek=arrays.peek_arrays,
         general=True,
     ),
     Format(

@@ -14,7 +14,7 @@ import h5py
 import numpy as np
 
 from calm_jax.errors import RecordingError
-from calm_jax.recordings.formats import hdf5
+from calm_jax.recordings.formats import hdf5, mat5
 from calm_jax.recordings.formats.interchange import DAMAGE, HDF5_MAGIC, ZIP_MAGIC, magic
 from calm_jax.recordings.formats.npy import header_of, is_npy, open_npy
 
@@ -125,15 +125,19 @@ def _member(path: Path, name: str) -> Callable[[bool], np.ndarray]:
     return load
 
 
-_MAT_NUMBERS = ("double", "single", "logical", "int8", "int16", "int32", "int64",
-                "uint8", "uint16", "uint32", "uint64")  # fmt: skip
-
-
 def _mat(path: Path) -> dict[str, Variable]:
-    """MATLAB 4 to 7, read by scipy."""
+    """MATLAB 5 to 7 by `mat5`, MATLAB 4 by scipy."""
+    try:
+        if mat5.is_mat5(path):
+            return {
+                name: Variable(m.shape, m.numeric, lambda t, n=name, m=m: mat5.load(path, n, m, t))
+                for name, m in mat5.matrices(path).items()
+            }
+    except DAMAGE as e:
+        raise hdf5.damaged(e) from e
     import scipy.io
 
-    most = _RATIO * path.stat().st_size
+    most = path.stat().st_size
 
     def load(name: str, shape: tuple[int, ...], transposed: bool) -> np.ndarray:
         if math.prod(shape) > most:
@@ -152,7 +156,7 @@ def _mat(path: Path) -> dict[str, Variable]:
         raise hdf5.damaged(e) from e
     return {
         name: Variable(
-            tuple(shape), kind in _MAT_NUMBERS, lambda t, n=name, s=tuple(shape): load(n, s, t)
+            tuple(shape), kind == "double", lambda t, n=name, s=tuple(shape): load(n, s, t)
         )
         for name, shape, kind in found
     }

@@ -19,6 +19,7 @@ from calm_jax.recordings.formats.array_files import Variable, kind_of, variables
 from calm_jax.recordings.formats.fields import SINGLE, TABLES
 from calm_jax.recordings.formats.interchange import DAMAGE
 from calm_jax.recordings.formats.located import located
+from calm_jax.recordings.formats.peek import Peek
 from calm_jax.recordings.session import Session
 
 SUFFIXES = (".npy", ".mat", ".csv", ".tsv", ".zarr")
@@ -58,45 +59,95 @@ def read_arrays(
     """Reads a matrix from a file of arrays; the options are those of `OPTIONS`.
 
     A header of a table names the neurons, and means one row per frame. NaN and empty cells
-    are missing. Memory: the traces once (for npz and older .mat files also as stored).
+    are missing. Memory: the traces once (for npz and MATLAB 4 also as stored).
 
     Raises:
       RecordingError: naming what must be given, or the file and the field.
     """
     path = Path(path)
     with located(path):
-        if orientation not in (None, *ORIENTATIONS):
-            raise RecordingError(
-                "no such orientation",
-                where="option orientation",
-                found=repr(orientation),
-                expected=" or ".join(map(repr, ORIENTATIONS)),
-            )
-        kind = kind_of(path)
-        if not kind and not tables.is_table(path):
-            raise RecordingError(
-                "no file of arrays, or a damaged one",
-                expected="npy, npz, mat, zarr, or a table as text",
-            )
+        kind = _kind(path, orientation)
         if not kind:
             return _table(path, rate, orientation, time, unit)
         with variables(path, kind) as found:
-            name = _chosen(found, variable, time)
-            shape = found[name].shape
-            if orientation is None:
-                raise no_orientation(shape)
-            times = None if time is None else _vector(found, time)
-            _needs_clock(rate, times)
+            name, _, times = _plan(found, rate, orientation, variable, time)
             values = found[name].load(orientation == ORIENTATIONS[1])
-        if times is not None and times.size != values.shape[0]:
-            other = ORIENTATIONS[1 - ORIENTATIONS.index(orientation)]
-            raise RecordingError(
-                "as many times as frames are needed",
-                where=f"option time={time}",
-                found=f"{times.size} times, {values.shape[0]} frames",
-                remedy=f"Is it orientation={other}?" if times.size == values.shape[1] else None,
-            )
         return build(values, rate, times, None, None, str(unit), "unknown", path.stem)
+
+
+def peek_arrays(
+    path: str | Path,
+    *,
+    rate: float | None = None,
+    orientation: str | None = None,
+    variable: str | None = None,
+    time: Any = None,
+    unit: str = "a.u.",
+) -> Peek | None:
+    """What a file of arrays holds, from its headers; None for a table of text, which has none.
+
+    Args:
+      rate, orientation, variable, time, unit: as `read_arrays`.
+
+    Raises:
+      RecordingError: as `read_arrays`.
+    """
+    path = Path(path)
+    with located(path):
+        kind = _kind(path, orientation)
+        if not kind:
+            return None
+        with variables(path, kind) as found:
+            _, (frames, neurons), times = _plan(found, rate, orientation, variable, time)
+        # One silent neuron on the clock of the file, which is checked as in reading.
+        few = build(
+            np.zeros((1 if times is None else frames, 1), np.float32), rate, times, None,
+            None, str(unit), "unknown", path.stem,
+        )  # fmt: skip
+        return Peek(
+            session=few.session, animal=few.animal, unit=few.unit, neurons=neurons,
+            frames=frames, rate=few.rate, notes=few.notes,
+        )  # fmt: skip
+
+
+def _kind(path: Path, orientation: Any) -> str:
+    """The kind of file, empty for a table of text."""
+    if orientation not in (None, *ORIENTATIONS):
+        raise RecordingError(
+            "no such orientation",
+            where="option orientation",
+            found=repr(orientation),
+            expected=" or ".join(map(repr, ORIENTATIONS)),
+        )
+    kind = kind_of(path)
+    if not kind and not tables.is_table(path):
+        raise RecordingError(
+            "no file of arrays, or a damaged one",
+            expected="npy, npz, mat, zarr, or a table as text",
+        )
+    return kind
+
+
+def _plan(
+    found: dict[str, Variable], rate: Any, orientation: Any, variable: Any, time: Any
+) -> tuple[str, tuple[int, int], np.ndarray | None]:
+    """Name of the matrix, its (frames, neurons) and the time of each frame or None."""
+    name = _chosen(found, variable, time)
+    shape = found[name].shape
+    if orientation is None:
+        raise no_orientation(shape)
+    shape = shape[::-1] if orientation == ORIENTATIONS[1] else shape
+    times = None if time is None else _vector(found, time)
+    _needs_clock(rate, times)
+    if times is not None and times.size != shape[0]:
+        other = ORIENTATIONS[1 - ORIENTATIONS.index(orientation)]
+        raise RecordingError(
+            "as many times as frames are needed",
+            where=f"option time={time}",
+            found=f"{times.size} times, {shape[0]} frames",
+            remedy=f"Is it orientation={other}?" if times.size == shape[1] else None,
+        )
+    return name, shape, times
 
 
 def _table(path: Path, rate: Any, orientation: str | None, time: Any, unit: str) -> Session:

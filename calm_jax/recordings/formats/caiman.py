@@ -10,6 +10,7 @@ What CaImAn does not have it writes as the text "NoneType" in place of an array.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from calm_jax.recordings.formats.hdf5 import (
     read_traces,
 )
 from calm_jax.recordings.formats.interchange import HDF5_MAGIC, magic
+from calm_jax.recordings.formats.peek import Peek
 from calm_jax.recordings.missing import mark_missing
 from calm_jax.recordings.session import NeuronTable, Session
 
@@ -73,6 +75,66 @@ def read_caiman(
       RecordingError: naming the file and the field.
     """
     path = Path(path)
+    with opened(path) as file:
+        plan = _plan(file, traces, accepted, rate)
+        values = read_traces(plan.first, plan.first.name, transposed=True, keep=plan.keep)
+        if plan.kind == "raw":
+            _add(values, _matrix(plan.estimates, "YrA", plan.first.shape), plan.keep)
+        valid = mark_missing(values)
+        columns: dict[str, np.ndarray] = {"accepted": plan.good[plan.keep]}
+        more = _quality(plan.estimates, plan.keep.size) | _places(file, plan.keep.size)
+        columns |= {name: column[plan.keep] for name, column in more.items()}
+        return Session(
+            traces=values,
+            rate=plan.rate,
+            valid=valid,
+            neurons=NeuronTable(np.flatnonzero(plan.keep).astype(str), columns),
+            unit=plan.unit,
+            session=path.stem,
+            notes=tuple(plan.notes),
+        )
+
+
+def peek_caiman(path: str | Path, **options: Any) -> Peek:
+    """What a CaImAn file holds, without its traces and footprints; options as `read_caiman`.
+
+    Raises:
+      RecordingError: naming the file and the field.
+    """
+    path = Path(path)
+    with opened(path) as file:
+        plan = _plan(file, **options)
+        return Peek(
+            session=path.stem,
+            animal="unknown",
+            unit=plan.unit,
+            neurons=int(plan.keep.sum()),
+            frames=int(plan.first.shape[1]),
+            rate=plan.rate,
+            notes=tuple(plan.notes),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Plan:
+    """What is read: `first` is F_dff, C or S; `good` and `keep` are (components,) bool."""
+
+    estimates: h5py.Group
+    kind: str
+    first: h5py.Dataset
+    rate: float
+    good: np.ndarray
+    keep: np.ndarray
+    notes: list[str]
+
+    @property
+    def unit(self) -> str:
+        return {"dff": "dF/F", "S": "deconvolved (a.u.)"}.get(self.kind, "fluorescence (a.u.)")
+
+
+def _plan(
+    file: h5py.File, traces: str | None = None, accepted: bool = True, rate: float | None = None
+) -> _Plan:
     if traces not in (None, *TRACES):
         raise RecordingError(
             "no such traces", where="option traces", found=repr(traces), expected=", ".join(TRACES)
@@ -81,44 +143,28 @@ def read_caiman(
         raise RecordingError(
             "neither true nor false", where="option accepted", found=repr(accepted)
         )
-    with opened(path) as file:
-        estimates = get(file, "estimates")
-        if not isinstance(estimates, h5py.Group):
-            raise RecordingError("no CaImAn file", expected="the group estimates")
-        notes: list[str] = []
-        kind = _kind(estimates, traces, notes)
-        first = _matrix(estimates, {"dff": "F_dff", "raw": "C"}.get(kind, kind))
-        components, frames = first.shape
-        hz = _rate(file, rate, notes)
-        good = _accepted(estimates, components, notes)
-        keep = good if accepted else np.ones(components, bool)
-        if not keep.any():
-            raise RecordingError(
-                "no accepted component",
-                where="estimates/idx_components",
-                remedy="Give accepted=false to read all components.",
-            )
-        if not keep.all():
-            notes.append(
-                f"{int((~keep).sum())} of {components} components are not accepted and left "
-                "out; accepted=false keeps them"
-            )
-        values = read_traces(first, first.name, transposed=True, keep=keep)
-        if kind == "raw":
-            _add(values, _matrix(estimates, "YrA", first.shape), keep)
-        valid = mark_missing(values)
-        columns: dict[str, np.ndarray] = {"accepted": good[keep]}
-        more = _quality(estimates, components) | _places(file, components)
-        columns |= {name: column[keep] for name, column in more.items()}
-        return Session(
-            traces=values,
-            rate=hz,
-            valid=valid,
-            neurons=NeuronTable(np.flatnonzero(keep).astype(str), columns),
-            unit={"dff": "dF/F", "S": "deconvolved (a.u.)"}.get(kind, "fluorescence (a.u.)"),
-            session=path.stem,
-            notes=tuple(notes),
+    estimates = get(file, "estimates")
+    if not isinstance(estimates, h5py.Group):
+        raise RecordingError("no CaImAn file", expected="the group estimates")
+    notes: list[str] = []
+    kind = _kind(estimates, traces, notes)
+    first = _matrix(estimates, {"dff": "F_dff", "raw": "C"}.get(kind, kind))
+    components = first.shape[0]
+    hz = _rate(file, rate, notes)
+    good = _accepted(estimates, components, notes)
+    keep = good if accepted else np.ones(components, bool)
+    if not keep.any():
+        raise RecordingError(
+            "no accepted component",
+            where="estimates/idx_components",
+            remedy="Give accepted=false to read all components.",
         )
+    if not keep.all():
+        notes.append(
+            f"{int((~keep).sum())} of {components} components are not accepted and left "
+            "out; accepted=false keeps them"
+        )
+    return _Plan(estimates, kind, first, hz, good, keep, notes)
 
 
 def _data(group: Any, name: str) -> h5py.Dataset | None:
