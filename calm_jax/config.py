@@ -123,6 +123,9 @@ class DualAxis:
     mixing: Literal["softmax", "signed"] = "softmax"  # neural axis; softmax is published
     mixing_heads: int = 4  # signed mixing only
     mixing_rank: int = 64  # signed mixing only, per head
+    # Width of a table of its own that the mixing reads its queries and keys from; the
+    # coupling between neurons has at most this rank. 0 = the neuron embedding.
+    mixing_width: int = 0
     neuron_embedding: bool = True
     session_embedding: bool = True
     # Beside the codes (ours; off = as published)
@@ -134,6 +137,10 @@ class DualAxis:
     code_weight: float = 1.0
     anchor: bool = True  # read-out starts from the last value seen
     linear_context: int = 0  # frames of the linear path of the read-out; 0 = none
+    # The linear path starts at the map that least squares gives on the training part.
+    linear_start: bool = False
+    # Changes of a trace are measured in its own SD since the start of the window.
+    window_scale: bool = False
     # Training of the code head
     # "encoded" tokenizes each window as a forecast context is, at any first frame;
     # "exported" reads the codes of whole trials, as published (cheaper for large tokenizers).
@@ -186,6 +193,17 @@ class Forecasting:
 
 
 @dataclasses.dataclass(frozen=True)
+class Alternative:
+    """A second transformer of an experiment, and the rule that prefers it."""
+
+    # "shared_map_wins": trained in place of the main one where, on the validation part, a
+    # linear map shared by all neurons forecasts better than a ridge of the population.
+    rule: Literal["never", "shared_map_wins"] = "never"
+    transformer: DualAxis = DualAxis()
+    training: Training = Training()
+
+
+@dataclasses.dataclass(frozen=True)
 class Experiment:
     """Everything that determines a run."""
 
@@ -199,6 +217,7 @@ class Experiment:
     tokenizer_training: Training = Training()
     transformer: DualAxis = DualAxis()
     transformer_training: Training = Training()
+    alternative: Alternative = Alternative()
     forecasting: Forecasting = Forecasting()
     # "quick" leaves most optimisations out: programs compile in half the time and run
     # slower, which pays in runs of a minute or two.
@@ -306,3 +325,36 @@ def fingerprint(config: Any) -> str:
     """A short hash of the config, the same in every process and version of Python."""
     text = json.dumps(to_dict(config), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoding:
+    """A behaviour decoder on the features of a run (spec section 5)."""
+
+    head: Literal["gated", "linear"] = "gated"
+    rank: int = 16  # per output
+    kernel: int = 9  # frames of the smoothing
+    dropout: float = 0.2
+    look_ahead: int = 0  # frames after t that the decoder of frame t may read
+    # Features at every frame, from `patch` tokenizations of it; else one per token.
+    every_frame: bool = False
+    traces: bool = False  # the frames of the token stand beside its features
+    fine_tune: bool = False  # the transformer is trained too
+    fine_tune_rate: float = 0.03  # its learning rate, times that of the head
+    rows_only: bool = False  # of a decoder that is given: only the rows of neurons
+    balanced: bool = True  # classes weigh the same, in every method
+    minutes: float | None = None  # labels of the first minutes of training only
+    window: int = 128  # frames of a training window
+    lags: int = 5  # frames that the linear baselines see
+    training: Training = Training(
+        steps=400,
+        batch=8,
+        learning_rate=3.6e-3,
+        final_learning_rate=3.6e-5,
+        weight_decay=1e-2,
+        precision="float32",
+        eval_every=20,
+        early_stop=6,
+        checkpoint_seconds=1e9,
+        keep=1,
+    )

@@ -6,6 +6,7 @@ again continues where the last one stopped; a finished stage is not run twice.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from calm_jax.recordings.store import open_store
 from calm_jax.report import console as tables
 from calm_jax.report.page import write_report
 from calm_jax.runs import Run, Trained, load, open_run
+from calm_jax.tailoring import choose, tailored
 from calm_jax.tasks import codes as exported
 from calm_jax.tasks.next_code import NextCode
 from calm_jax.tasks.tokenization import Tokenization
@@ -73,16 +75,22 @@ def pretrain(experiment: config.Experiment, folder: Path, console: Console | Non
 
 def check(experiment: config.Experiment) -> None:
     """Raises `ConfigError` for what would only fail after hours of training."""
-    f, t = experiment.forecasting, experiment.transformer
-    if f.mode == "readout" and not t.readout_frames:
-        raise ConfigError(
-            "forecasts from a read-out need one",
-            where="forecasting.mode",
-            found="readout with transformer.readout_frames = 0",
-            remedy="Set transformer.readout_frames, or another mode.",
-        )
-    for name in ("tokenizer_training", "transformer_training"):
-        training = getattr(experiment, name)
+    f, e = experiment.forecasting, tailored(experiment, "alternative")
+    if experiment.alternative.rule == "never":
+        e = experiment
+    for where, t in (("transformer", experiment), ("alternative.transformer", e)):
+        if f.mode == "readout" and not t.transformer.readout_frames:
+            raise ConfigError(
+                "forecasts from a read-out need one",
+                where="forecasting.mode",
+                found=f"readout with {where}.readout_frames = 0",
+                remedy=f"Set {where}.readout_frames, or another mode.",
+            )
+    for name, training in (
+        ("tokenizer_training", experiment.tokenizer_training),
+        ("transformer_training", experiment.transformer_training),
+        ("alternative.training", e.transformer_training),
+    ):
         if (training.steps is None) == (training.epochs is None):
             raise ConfigError(
                 "give steps or epochs",
@@ -119,12 +127,15 @@ def _prepare(run: Run, say: _Say) -> Prepared:
     store = open_store(build(experiment.data, say.console))
     if not run.done("prepare"):
         if jax.process_index() == 0:
-            with run.stage("prepare", sessions=len(store.sessions), neurons=store.n_neurons):
+            counts = {"sessions": len(store.sessions), "neurons": store.n_neurons}
+            with run.stage("prepare", **counts) as facts:
                 made = splits.make_split(store, experiment.split, experiment.data.held_out)
                 scalers = preprocess.fit(store, made, experiment.preprocess)
                 made.save(run.path("split.json"))
                 scalers.save(run.path("scalers.npz"))
                 runs.table_of(store).save(run.path("sessions.npz"))
+                choice = choose(experiment, Prepared(store, made, scalers))
+                facts["choice"] = dataclasses.asdict(choice)
         barrier("prepare")
     split = runs.load_split(run, store)
     scalers = runs.load_scalers(run)
@@ -213,7 +224,7 @@ def _transformer(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> Non
     if run.done("transformer"):
         say("transformer: done before")
         return
-    e = run.experiment
+    e = run.tailored()
     training = e.transformer_training
     windows = Windows(prepared.splits.ranges("train"), training.window, e.seed).per_epoch
     steps = total_steps(training, windows)

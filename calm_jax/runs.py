@@ -24,6 +24,7 @@ from calm_jax.models.dual_axis import DualAxisTransformer
 from calm_jax.models.forecaster import CalM
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.formats.interchange import DAMAGE
+from calm_jax.tailoring import tailored
 from calm_jax.training.state import named
 
 # What each stage leaves; one that misses a file is run again.
@@ -70,6 +71,11 @@ class Run:
                 remedy="Remove it and give the same `calm-jax pretrain` command again: "
                 "training goes on from its checkpoints.",
             ) from e
+
+    def tailored(self) -> configs.Experiment:
+        """The experiment with the transformer that was chosen for its recordings."""
+        chosen = self.stages().get("prepare", {}).get("choice", {})
+        return tailored(self.experiment, chosen.get("variant", "main"))
 
     def done(self, stage: str) -> bool:
         """Whether a stage is complete: its end was noted and its files are there."""
@@ -326,7 +332,7 @@ def load(folder: Path | str) -> Trained:
     tokenizer = load_tokenizer(run)
     like = jax.eval_shape(
         lambda: DualAxisTransformer(
-            run.experiment.transformer,
+            run.tailored().transformer,
             codes=run.experiment.tokenizer.codes,
             patch=run.experiment.tokenizer.patch,
             neurons=int(table.offset[-1]),

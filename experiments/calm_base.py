@@ -6,13 +6,24 @@ the table the numbers are compared with.
 Purpose: the whole path with its published parts (vector-quantizing tokenizer with all
 five terms of eq. 9, code head, dual axis), and beside them what forecasts better here:
 signed mixing along the neural axis in place of softmax attention, frame values beside
-the codes, and a read-out of the next 16 frames at once from every step.
+the codes, and a read-out of the next 16 frames at once from every step, whose linear
+path starts at the least-squares map. Recordings of minutes that drift do not feed a
+population model: where the validation part says so, the smaller `alternative` is trained,
+which sees changes in units of each trace's own SD and knows no neuron by name.
 Expected: see docs/results.md. Cost: about 12 minutes on 2 CPU cores (14 with installation), 5 GiB.
 """
 
 from __future__ import annotations
 
-from calm_jax.config import Data, DualAxis, Experiment, Forecasting, Tokenizer, Training
+from calm_jax.config import (
+    Alternative,
+    Data,
+    DualAxis,
+    Experiment,
+    Forecasting,
+    Tokenizer,
+    Training,
+)
 
 
 def experiment() -> Experiment:
@@ -57,9 +68,11 @@ def experiment() -> Experiment:
             mixing="signed",
             mixing_heads=4,
             mixing_rank=64,
+            mixing_width=256,
             values="both",
             readout_frames=16,
             linear_context=48,
+            linear_start=True,
             code_weight=0.1,
             tokens="encoded",
             scheduled_probability=0.0,
@@ -74,6 +87,41 @@ def experiment() -> Experiment:
             ema=0.98,
             log_every=10,
             eval_every=55,
+        ),
+        alternative=Alternative(
+            rule="shared_map_wins",
+            transformer=DualAxis(
+                width=48,
+                layers=2,
+                heads=4,
+                ffn=96,
+                dropout=0.5,
+                mixing="softmax",
+                neuron_embedding=False,
+                session_embedding=False,
+                values="difference",
+                window_scale=True,
+                readout_frames=16,
+                linear_context=48,
+                linear_start=True,
+                code_weight=0.1,
+                tokens="encoded",
+                scheduled_probability=0.0,
+            ),
+            training=Training(
+                steps=120,
+                batch=7,
+                window=96,
+                learning_rate=3e-4,
+                final_learning_rate=3e-6,
+                weight_decay=0.3,
+                ema=0.95,
+                log_every=20,
+                eval_every=20,
+                eval_batches=4,
+                watch="mse",  # codes go on improving long after forecasts overfit
+                early_stop=4,
+            ),
         ),
         forecasting=Forecasting(mode="readout"),
     )

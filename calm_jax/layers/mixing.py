@@ -2,7 +2,7 @@
 
 Each mixer is equivariant to permutations of the neurons, ignores masked neurons,
 and maps (batch, steps, neurons, width) -> the same, given the neuron embeddings
-(batch, neurons, width) of the population.
+(batch, neurons, embedding width) of the population.
 """
 
 from __future__ import annotations
@@ -47,14 +47,15 @@ class SignedMixing(nnx.Module):
         heads: int,
         rank: int,
         *,
+        embedding: int,
         dropout: float,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
         # Embeddings start small (SD 0.02), so queries and keys are normalised to
         # order 1 by a wide initialisation rather than left to vanish as a product.
-        self.query = linear(width, heads * rank, dtype=dtype, rngs=rngs, scale=width**-0.5)
-        self.key = linear(width, heads * rank, dtype=dtype, rngs=rngs, scale=width**-0.5)
+        self.query = linear(embedding, heads * rank, dtype=dtype, rngs=rngs, scale=embedding**-0.5)
+        self.key = linear(embedding, heads * rank, dtype=dtype, rngs=rngs, scale=embedding**-0.5)
         self.value = linear(width, width, dtype=dtype, rngs=rngs)
         self.out = linear(width, width, dtype=dtype, rngs=rngs)
         self.heads, self.rank, self.rate = heads, rank, dropout
@@ -79,6 +80,7 @@ def make_mixing(
     *,
     signed_heads: int,
     rank: int,
+    embedding: int,
     dropout: float,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
@@ -86,4 +88,12 @@ def make_mixing(
     """The mixer named in `config.DualAxis.mixing`."""
     if kind == "softmax":
         return SoftmaxMixing(width, heads, dropout=dropout, dtype=dtype, rngs=rngs)
-    return SignedMixing(width, signed_heads, rank, dropout=dropout, dtype=dtype, rngs=rngs)
+    return SignedMixing(
+        width,
+        signed_heads,
+        rank,
+        embedding=embedding,
+        dropout=dropout,
+        dtype=dtype,
+        rngs=rngs,
+    )

@@ -33,6 +33,8 @@ class Tokens(NamedTuple):
       values: (B, T', N, patch) scaled traces, or None where the model takes codes only.
       previous: (B, N) the scaled frame before the first, or None: then unknown, and
         the first frame counts as no change.
+      scale: (B, T', N) what changes of the trace are measured in, for models with
+        `window_scale`; None = from `values`, which then begin with the window.
     """
 
     codes: Array
@@ -41,6 +43,7 @@ class Tokens(NamedTuple):
     mask: Array
     values: Array | None = None
     previous: Array | None = None
+    scale: Array | None = None
 
 
 def lookup(table: nnx.Embed, index: Array) -> Array:
@@ -66,6 +69,7 @@ class Block(nnx.Module):
             c.heads,
             signed_heads=c.mixing_heads,
             rank=c.mixing_rank,
+            embedding=c.mixing_width or c.width,
             dropout=c.dropout,
             dtype=dtype,
             rngs=rngs,
@@ -133,9 +137,9 @@ class DualAxisTransformer(nnx.Module):
         dtype: DTypeLike = jnp.float32,
         rngs: nnx.Rngs,
     ):
-        embed = lambda rows: nnx.Embed(  # noqa: E731
+        embed = lambda rows, width=config.width: nnx.Embed(  # noqa: E731
             rows,
-            config.width,
+            width,
             embedding_init=nnx.initializers.normal(0.02),
             dtype=dtype,
             rngs=rngs,
@@ -143,11 +147,12 @@ class DualAxisTransformer(nnx.Module):
         self.token = embed(codes)
         self.neuron = embed(neurons) if config.neuron_embedding else None
         self.session = embed(sessions) if config.session_embedding else None
+        self.coupling = embed(neurons, config.mixing_width) if config.mixing_width else None
         self.value = (
             None
             if config.values == "none"
             else nnx.Linear(
-                patch + (config.values == "both"),
+                patch + (config.values == "both") + config.window_scale,
                 config.width,
                 use_bias=False,
                 dtype=dtype,
@@ -195,6 +200,14 @@ class DualAxisTransformer(nnx.Module):
 
     def _value_features(self, tokens: Tokens) -> Array:
         """(B, S, N, features): the frames of each step as `config.values` wants them."""
+        found = self._frame_features(tokens)
+        scale = window_scale(self, tokens)
+        if scale is None:
+            return found
+        size = scale[..., None]
+        return jnp.concatenate([found / size, jnp.log(size)], axis=-1)
+
+    def _frame_features(self, tokens: Tokens) -> Array:
         values = tokens.values
         if self.config.values == "level":
             return values
@@ -207,15 +220,40 @@ class DualAxisTransformer(nnx.Module):
         return jnp.concatenate([change, last[..., None]], axis=-1)
 
 
+def running_scale(values: Array, floor: float = 0.1) -> Array:
+    """(B, T', N) SD of a trace from the window's first frame to the end of each step.
+
+    s_t = sqrt(var(x_0 .. x_t) + floor^2); values (B, T', N, patch). Causal: the same
+    at every origin as if the window ended there.
+    """
+    b, t, n, p = values.shape
+    x = (values - values[:, :1, :, :1]).astype(jnp.float32)
+    count = p * jnp.arange(1, t + 1, dtype=jnp.float32)[:, None]
+    mean = jnp.cumsum(x.sum(-1), axis=1) / count
+    square = jnp.cumsum(jnp.square(x).sum(-1), axis=1) / count
+    return jnp.sqrt(jnp.maximum(square - jnp.square(mean), 0.0) + floor**2)
+
+
+def window_scale(model: DualAxisTransformer, tokens: Tokens) -> Array | None:
+    """(B, T', N) the unit of changes; None for a model that takes traces as they are."""
+    if not model.config.window_scale:
+        return None
+    return running_scale(tokens.values) if tokens.scale is None else tokens.scale
+
+
 def mixing_embedding(model: DualAxisTransformer, tokens: Tokens) -> Array:
-    """(B, N, D) embeddings the neural mixing reads its queries and keys from.
+    """(B, N, E) embeddings the neural mixing reads its queries and keys from.
 
     Divided by the root mean square of the tables, so that the mixing has the same scale
     at any size of their entries. Never-seen neurons have the mean row, which is small
     against the others: they are mixed little, not all alike.
     """
-    e = model.identity(tokens).astype(jnp.float32)
-    tables = [t.embedding[...] for t in (model.neuron, model.session) if t is not None]
+    if model.coupling is not None:
+        e, own = lookup(model.coupling, tokens.neuron), (model.coupling,)
+    else:
+        e, own = model.identity(tokens), (model.neuron, model.session)
+    e = e.astype(jnp.float32)
+    tables = [t.embedding[...] for t in own if t is not None]
     if not tables:
         return e.astype(model.dtype)
     power = sum(jnp.mean(jnp.square(t)) for t in jax.lax.stop_gradient(tables))

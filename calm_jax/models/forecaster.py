@@ -23,6 +23,7 @@ from calm_jax.models.dual_axis import (
     code_logits,
     empty_caches,
     extend,
+    window_scale,
 )
 from calm_jax.models.readouts import recent_frames
 
@@ -206,14 +207,25 @@ def _forecast(
 
 
 def _tokens(
-    model: CalM, context: Context, codes: Array, frames: Array, previous: Array | None = None
+    model: CalM,
+    context: Context,
+    codes: Array,
+    frames: Array,
+    previous: Array | None = None,
+    scale: Array | None = None,
 ) -> Tokens:
     """Tokens of codes (B, S, N) with their frames (B, N, S * patch)."""
     b, s, n = codes.shape
     values = None
     if model.transformer.value is not None or model.transformer.readout is not None:
         values = frames.reshape(b, n, s, -1).swapaxes(1, 2)
-    return Tokens(codes, context.neuron, context.session, context.mask, values, previous)
+    return Tokens(codes, context.neuron, context.session, context.mask, values, previous, scale)
+
+
+def _at_origin(net: DualAxisTransformer, tokens: Tokens) -> Array | None:
+    """(B, 1, N) the scale at the end of the context; a roll-out keeps it."""
+    scale = window_scale(net, tokens)
+    return None if scale is None else scale[:, -1:]
 
 
 def _encode(model: CalM, frames: Array) -> Array:
@@ -241,10 +253,9 @@ def roll_codes(
     # written yet do not reach the frames before them.
     vectors = jnp.zeros((b, n, past + steps, book.shape[1]), book.dtype)
     vectors = vectors.at[:, :, :past].set(book[codes].swapaxes(1, 2))
-    h, caches = extend(
-        net, _tokens(model, context, codes, frames), empty_caches(net, b * n, past + steps), 0
-    )
-    last = frames[..., -1]
+    tokens = _tokens(model, context, codes, frames)
+    h, caches = extend(net, tokens, empty_caches(net, b * n, past + steps), 0)
+    last, scale = frames[..., -1], _at_origin(net, tokens)
 
     def step(carry: tuple, s: Array) -> tuple[tuple, None]:
         logits, vectors, caches, last = carry
@@ -266,7 +277,7 @@ def roll_codes(
         if net.value is not None:
             decoded = tokenizers.decode_embeddings(tok, vectors)
             new = jax.lax.dynamic_slice_in_dim(decoded, at * patch, patch, axis=2)
-        tokens = _tokens(model, context, code[:, None], new, last)
+        tokens = _tokens(model, context, code[:, None], new, last, scale)
         h, caches = extend(net, tokens, caches, at, soft=soft)
         return (code_logits(net, h[:, -1]), vectors, caches, new[..., -1]), None
 
@@ -286,7 +297,7 @@ def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
     length = past + new * (blocks - 1)
     tokens = _tokens(model, context, _encode(model, frames), frames)
     h, caches = extend(net, tokens, empty_caches(net, b * n, length), 0)
-    back = max(net.readout.linear_context, patch)
+    back, scale = max(net.readout.linear_context, patch), _at_origin(net, tokens)
 
     def read(h: Array, frames: Array) -> Array:
         """(B, N, F) from the features of the last step and all frames so far."""
@@ -295,7 +306,7 @@ def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
         short = back - recent.shape[-1]
         recent = jnp.pad(recent, ((0, 0), (0, 0), (short, 0)))
         known = jnp.pad(known, (short, 0))
-        return net.readout(h[:, -1:], recent[:, None], known[None])[:, 0]
+        return net.readout(h[:, -1:], recent[:, None], known[None], scale)[:, 0]
 
     first = read(h, frames)
     if blocks == 1:
@@ -310,13 +321,14 @@ def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
         buffer = jax.lax.dynamic_update_slice_in_dim(buffer, predicted, at, axis=2)
         codes = jax.lax.dynamic_slice_in_dim(_encode(model, buffer), at // patch, new, axis=1)
         before = jax.lax.dynamic_slice_in_dim(buffer, at - 1, 1, axis=2)[..., 0]
-        tokens = _tokens(model, context, codes, predicted, before)
+        steps = None if scale is None else jnp.broadcast_to(scale, (b, new, n))
+        tokens = _tokens(model, context, codes, predicted, before, steps)
         h, caches = extend(net, tokens, caches, at // patch)
         seen = jax.lax.dynamic_slice_in_dim(
             jnp.pad(buffer, ((0, 0), (0, 0), (back, 0))), at + size, back, axis=2
         )
         known = jnp.arange(back) + at + size - back >= 0
-        out = net.readout(h[:, -1:], seen[:, None], known[None])[:, 0]
+        out = net.readout(h[:, -1:], seen[:, None], known[None], scale)[:, 0]
         return (buffer, caches, out), out
 
     _, rest = jax.lax.scan(block, (buffer, caches, first), jnp.arange(blocks - 1))
@@ -342,10 +354,11 @@ def frames_ahead(values: Array, mask: Array, size: int) -> tuple[Array, Array]:
     )
 
 
-def read_frames(transformer: DualAxisTransformer, h: Array, values: Array) -> Array:
-    """The read-out at every step of whole sequences.
+def read_frames(transformer: DualAxisTransformer, h: Array, tokens: Tokens) -> Array:
+    """The read-out at every step of whole windows.
 
-    Shapes: h (B, T', N, D), values (B, T', N, patch) -> (B, T', N, F).
+    Shapes: h (B, T', N, D) features of `tokens` (T' steps) -> (B, T', N, F).
     """
     back = max(transformer.readout.linear_context, transformer.patch)
-    return transformer.readout(h, *recent_frames(values, back))
+    recent, known = recent_frames(tokens.values, back)
+    return transformer.readout(h, recent, known, window_scale(transformer, tokens))

@@ -32,10 +32,11 @@ def recent_frames(values: Array, length: int) -> tuple[Array, Array]:
 class FrameReadout(nnx.Module):
     """The next frames of every neuron at once, from each step (a direct multi-step head).
 
-    y_f = a x + w_f . h (+ sum_k m_fk (x_{-k} - x)), f = 1..F, where x is the last
-    frame seen, a is 1 when anchored, h are the features, and m is one linear map
-    shared by all neurons over the recent frames (`linear_context`). Weights start at
-    0, so the untrained read-out is the copy-last forecast (anchored) or the mean.
+    y_f = a x + s w_f . h (+ sum_k m_fk (x_{-k} - x)), f = 1..F, where x is the last
+    frame seen, a is 1 when anchored, h are the features, s is the scale of the window
+    (1 without one), and m is one linear map shared by all neurons over the recent frames
+    (`linear_context`). Weights start near 0, so the untrained read-out is the copy-last
+    forecast (anchored) or the mean; `start_linear` puts m at a fitted map.
 
     Args:
       frames: F, frames predicted.
@@ -62,7 +63,9 @@ class FrameReadout(nnx.Module):
         self.frames, self.patch, self.anchor = frames, patch, anchor
         self.linear_context = linear_context
 
-    def __call__(self, h: Array, recent: Array, known: Array) -> Array:
+    def __call__(
+        self, h: Array, recent: Array, known: Array, scale: Array | None = None
+    ) -> Array:
         """The next frames.
 
         Args:
@@ -70,11 +73,14 @@ class FrameReadout(nnx.Module):
           recent: (B, S, N, L) frames up to the end of each step, oldest first,
             L >= max(1, linear_context).
           known: (S, L) bool, False before the first frame.
+          scale: (B, S, N) the unit that the features speak in; None = 1.
 
         Returns:
           (B, S, N, F) float32.
         """
         y = self.head(h).astype(jnp.float32)
+        if scale is not None:
+            y = y * scale[..., None]
         last = recent[..., -1:]
         if self.anchor:
             y = y + last

@@ -18,6 +18,7 @@ from jax import Array
 
 from calm_jax import config as configs
 from calm_jax import losses
+from calm_jax.baselines import shared_linear
 from calm_jax.errors import ConfigError
 from calm_jax.models import tokenizer as tokenizers
 from calm_jax.models.dual_axis import DualAxisTransformer, Tokens, code_logits, features
@@ -49,6 +50,18 @@ def check(config: configs.DualAxis, patch: int) -> None:
                 found=getattr(config, name),
                 expected=f"a multiple of the patch, {patch} frames",
             )
+    if config.linear_start and not config.linear_context:
+        raise ConfigError(
+            "there is no linear path to start",
+            where="transformer.linear_start",
+            remedy="Set transformer.linear_context too.",
+        )
+    if config.window_scale and config.values == "none":
+        raise ConfigError(
+            "the scale of the window is of frame values, and the model takes none",
+            where="transformer.window_scale",
+            remedy="Set transformer.values to difference.",
+        )
     if config.linear_context and not config.readout_frames:
         raise ConfigError(
             "a linear path needs a read-out",
@@ -167,15 +180,36 @@ class NextCode:
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, {}); the frozen tokenizer travels as `extra`, so that it is not
         compiled into the step as a constant."""
-        return self._start(key), nnx.to_pure_dict(self._tokenizer)
+        params = self._start(key)
+        if self.config.linear_start:
+            params["readout"]["linear"]["kernel"] = self._fitted_map()
+        return params, nnx.to_pure_dict(self._tokenizer)
+
+    def _fitted_map(self) -> Array:
+        """(linear_context, readout_frames) the shared linear map of the training part.
+
+        Recordings too short for the whole context give a map of fewer lags; the older
+        ones are 0 then, and all of them where not a single code fits.
+        """
+        lags, ahead = self.config.linear_context, self.config.readout_frames
+        splits = self.prepared.splits
+        longest = [splits.ranges(p)[:, 1:] @ [-1, 1] for p in ("train", "valid")]
+        room = min(lags, min(int(x.max(initial=0)) for x in longest) - ahead)
+        kernel = np.zeros((lags, ahead), np.float32)
+        if room >= self.patch:
+            fit = shared_linear.fit(self.prepared, splits, room, ahead, differences=(True,))
+            kernel[lags - room :] = fit.weights[:-1]
+        return jnp.asarray(kernel)
 
     def model(self, params: dict) -> DualAxisTransformer:
         """The transformer of a training state."""
         return nnx.merge(self._graph, nnx.State(params))
 
     def decays(self, path: str) -> bool:
-        """Weight decay on matrices only: not on norms, biases or embeddings."""
-        return path.endswith("kernel")
+        """Weight decay on matrices only: not on norms, biases or embeddings, nor on a
+        linear path that starts at a fitted map (it would shrink the fit)."""
+        fitted = self.config.linear_start and path == "readout/linear/kernel"
+        return path.endswith("kernel") and not fitted
 
     def trains(self, path: str) -> bool:
         """Everything that is a parameter is trained."""
@@ -213,7 +247,7 @@ class NextCode:
         loss, metrics = c.code_weight * nll, {"nll": nll, "accuracy": hit}
         if net.readout is not None:
             ahead, known = frames_ahead(true.values, mask, c.readout_frames)
-            mse = losses.masked_mse(read_frames(net, h, tokens.values), ahead, known)
+            mse = losses.masked_mse(read_frames(net, h, tokens), ahead, known)
             copy = losses.masked_mse(true.values[..., -1:], ahead, known)
             loss = loss + c.readout_weight * mse
             metrics |= {"mse": mse, "mse_copy": copy}

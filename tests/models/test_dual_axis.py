@@ -24,6 +24,7 @@ from calm_jax.models.dual_axis import (
     lookup,
     mixing_embedding,
     next_code_logits,
+    running_scale,
 )
 from calm_jax.models.forecaster import frames_ahead, read_frames
 from calm_jax.models.readouts import recent_frames
@@ -41,6 +42,10 @@ CASES = {
     "level": DualAxis(
         **SMALL, axis_order="neuron_first", values="level", readout_frames=4, anchor=False,
         session_embedding=False,
+    ),
+    "scaled": DualAxis(
+        **SMALL, mixing="signed", mixing_width=6, values="difference", window_scale=True,
+        readout_frames=8, linear_context=8,
     ),
 }
 
@@ -80,7 +85,7 @@ def everything(net, x):
     h = features(net, x)
     out = {"features": h, "logits": code_logits(net, h)}
     if net.readout is not None:
-        out["readout"] = read_frames(net, h, x.values)
+        out["readout"] = read_frames(net, h, x)
     return out
 
 
@@ -158,6 +163,7 @@ def test_steps_through_the_cache_equal_the_whole(case):
                 codes=x.codes[:, at : at + size],
                 values=x.values[:, at : at + size],
                 previous=x.values[:, at - 1, :, -1] if at else None,
+                scale=running_scale(x.values)[:, at : at + size],
             )
             h, caches = extend(net, part, caches, at)
             out.append(h)
@@ -167,6 +173,35 @@ def test_steps_through_the_cache_equal_the_whole(case):
     x = tokens()
     whole = run(model(case), x)["features"]
     np.testing.assert_allclose(pieces(model(case), x, (3, 1, 2)), whole, rtol=1e-4, atol=2e-5)
+
+
+def test_running_scale_is_the_sd_of_the_frames_so_far():
+    x = np.asarray(tokens().values)
+    found = running_scale(jnp.asarray(x) + 1e3, floor=0.5)
+    frames = x.swapaxes(2, 3).reshape(B, -1, N)
+    for t in range(T):
+        expected = np.sqrt(frames[:, : (t + 1) * PATCH].var(1) + 0.25)
+        np.testing.assert_allclose(found[:, t], expected, rtol=1e-3)
+
+
+def test_a_scaled_model_speaks_in_units_of_the_trace():
+    """Traces ten times as large give the same features and changes ten times as large."""
+    x, net = tokens(), model("scaled")
+    large = x._replace(values=10 * x.values)
+    # A scale without floor or logarithm, which alone would tell the two apart.
+    size = jnp.ones(x.values.shape[:3])
+    a = everything(net, x._replace(scale=size))
+    same = everything(net, x._replace(scale=size * 10.0))
+    assert not np.allclose(a["readout"], same["readout"])
+    kernel = np.array(net.value.kernel[...])
+    kernel[-1] = 0  # the row of the logarithm
+    blind = jax.tree.map(lambda v: v, net)
+    blind.value.kernel[...] = jnp.asarray(kernel)
+    a, b = (
+        everything(blind, y._replace(scale=size * k)) for y, k in ((x, 1.0), (large, 10.0))
+    )
+    np.testing.assert_allclose(a["features"], b["features"], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(10 * a["readout"], b["readout"], rtol=1e-3, atol=1e-3)
 
 
 def test_value_features():
@@ -223,7 +258,7 @@ def test_gradients_reach_every_parameter(case):
         h = features(net, x, key=key)
         nll = -jax.nn.log_softmax(code_logits(net, h)[:, :-1])[..., 0].mean()
         if net.readout is not None:
-            nll += jnp.square(read_frames(net, h, x.values)).mean()
+            nll += jnp.square(read_frames(net, h, x)).mean()
         return nll
 
     grad = jax.jit(jax.grad(loss))(model(case), tokens(), jax.random.key(1))
@@ -323,7 +358,7 @@ def test_shapes(config, b, t, n, narrow, soft):
         h = features(net, x, key=key, soft=p if soft else None)
         logits = next_code_logits(net, x, key=key)
         g, caches = extend(net, x, empty_caches(net, b * n, t + 3), 2)
-        read = None if net.readout is None else read_frames(net, h, x.values)
+        read = None if net.readout is None else read_frames(net, h, x)
         return h, logits, g, caches, read
 
     x = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), tokens(0, b, t, n))

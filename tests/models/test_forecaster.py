@@ -13,7 +13,13 @@ from flax import nnx
 from calm_jax import config as configs
 from calm_jax.errors import CalmError
 from calm_jax.models import forecaster, tokenizer
-from calm_jax.models.dual_axis import DualAxisTransformer, Tokens, code_logits, features
+from calm_jax.models.dual_axis import (
+    DualAxisTransformer,
+    Tokens,
+    code_logits,
+    features,
+    running_scale,
+)
 from calm_jax.models.forecaster import CalM, Context, context_of, forecast, read_frames
 
 PATCH, K, B, N, T = 4, 8, 2, 5, 12
@@ -29,6 +35,10 @@ CASES = {
     ),
     "level": configs.DualAxis(
         **SMALL, mixing="signed", values="level", readout_frames=4, anchor=False
+    ),
+    "scaled": configs.DualAxis(
+        **SMALL, mixing="signed", mixing_width=6, values="difference", window_scale=True,
+        readout_frames=4, linear_context=8,
     ),
 }
 RNG = np.random.default_rng(5)
@@ -67,10 +77,13 @@ def whole(m, soft, values, c):
     """Logits and read-outs at every step, by one pass over the whole sequence."""
     codes = jnp.argmax(soft, -1)
     x = Tokens(codes, c.neuron, c.session, c.mask, values)
+    if m.transformer.config.window_scale:  # that of the context, also behind it
+        scale = running_scale(values)
+        x = x._replace(scale=scale.at[:, T // PATCH :].set(scale[:, T // PATCH - 1][:, None]))
     h = features(m.transformer, x, soft=soft)
     read = h
     if m.transformer.readout is not None:
-        read = read_frames(m.transformer, h, values)
+        read = read_frames(m.transformer, h, x)
     return code_logits(m.transformer, h), read
 
 
@@ -128,6 +141,8 @@ def plain_readout(m, c, horizon):
         ("signed", "readout"),
         ("level", "argmax"),
         ("level", "readout"),
+        ("scaled", "argmax"),
+        ("scaled", "readout"),
     ],
 )
 def test_cached_roll_out_equals_the_plain_loop(case, mode):
