@@ -133,6 +133,7 @@ class DualAxis:
     # (which a drifting baseline leaves alone), or the differences and the last level.
     values: Literal["none", "level", "difference", "both"] = "none"
     readout_frames: int = 0  # frames predicted at once from each position; 0 = codes only
+    readout_after: int = 0  # frames a step must have seen for its read-out to count
     readout_weight: float = 1.0
     code_weight: float = 1.0
     anchor: bool = True  # read-out starts from the last value seen

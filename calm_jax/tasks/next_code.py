@@ -75,7 +75,8 @@ def _check_ranges(config: configs.DualAxis) -> None:
     least = {
         "width": 1, "layers": 1, "heads": 1, "ffn": 1, "mixing_heads": 1, "mixing_rank": 1,
         "neurons_per_trial": 1, "noise_neighbours": 1, "scheduled_block": 1,
-        "readout_frames": 0, "linear_context": 0, "readout_weight": 0, "code_weight": 0,
+        "readout_frames": 0, "readout_after": 0, "readout_weight": 0, "linear_context": 0,
+        "code_weight": 0,
     }  # fmt: skip
     for name, low in least.items():
         if not getattr(config, name) >= low:
@@ -247,6 +248,10 @@ class NextCode:
         loss, metrics = c.code_weight * nll, {"nll": nll, "accuracy": hit}
         if net.readout is not None:
             ahead, known = frames_ahead(true.values, mask, c.readout_frames)
+            seen = self.patch * jnp.arange(1, known.shape[1] + 1)
+            # A window too short for it counts from its last step that has a target.
+            after = min(c.readout_after, known.shape[1] * self.patch - self.patch)
+            known &= (seen >= after)[:, None, None]
             mse = losses.masked_mse(read_frames(net, h, tokens), ahead, known)
             copy = losses.masked_mse(true.values[..., -1:], ahead, known)
             loss = loss + c.readout_weight * mse

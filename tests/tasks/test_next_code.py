@@ -399,3 +399,22 @@ def test_the_linear_path_starts_at_the_fitted_map():
     assert not kernel[: 48 - lags].any()
     assert not task.decays("readout/linear/kernel") and task.decays("readout/head/kernel")
     assert make(dataclasses.replace(config, linear_start=False)).decays("readout/linear/kernel")
+
+
+def test_a_read_out_that_has_seen_too_little_does_not_count():
+    """With readout_after, changing the frames before it changes targets that do not count."""
+    config = dataclasses.replace(
+        QUIET, readout_frames=4, readout_after=8, code_weight=0.0, values="none", linear_context=0
+    )
+    task = make(config)
+    params, extra = task.init(jax.random.key(0))
+    batch = task.batch(0)
+    found = lambda after, b: make(dataclasses.replace(config, readout_after=after)).loss(
+        params, extra, b, jax.random.key(1), jnp.int32(0)
+    )[1][1]
+    # Step 1 (frames 0-3) forecasts frames 4-7 and does not count; step 2 sees up to frame 7.
+    moved = dict(batch, traces=batch["traces"].copy())
+    moved["traces"][:, 4:7] += 5.0  # the anchor, frame 7, stays
+    copy = lambda after, b: float(found(after, b)["mse_copy"])
+    assert copy(8, moved) == copy(8, batch) and copy(0, moved) != copy(0, batch)
+    assert copy(99, batch) > 0  # a window of 16 frames: the step at 12 counts
