@@ -25,6 +25,7 @@ from tensorflow_datasets.core import example_parser, example_serializer
 
 from calm_jax.recordings.session import Session
 from calm_jax.recordings.store_writer import StoreWriter, records, write_side
+from data import wire
 
 SHARD_BYTES = 256 << 20
 ALONE = 8  # a piece of at least SHARD_BYTES / ALONE is a shard as it is; others are merged
@@ -67,7 +68,7 @@ def find_part(folder: Path) -> Part | None:
         return None
 
 
-def write_part(folder: Path, session: Session, number: int, features: Any) -> Part:
+def write_part(folder: Path, session: Session, number: int) -> Part:
     """Writes a session as a part, whole or not at all; memory holds one record more.
 
     Raises:
@@ -78,7 +79,7 @@ def write_part(folder: Path, session: Session, number: int, features: Any) -> Pa
         shutil.rmtree(old, ignore_errors=True)
     try:
         made.mkdir(parents=True)
-        pieces = _write_records(made, session, number, features)
+        pieces = _write_records(made, session, number)
         with h5py.File(made / "side.h5", "w", libver="latest") as file:
             write_side(file, session)
             row = json.loads(file.attrs["row"])
@@ -143,15 +144,12 @@ def disk_errors() -> Iterator[None]:
         raise OSError(number, str(e)) from e
 
 
-def _write_records(
-    folder: Path, session: Session, number: int, features: Any
-) -> list[tuple[int, int]]:
-    serialize = _serializer(features)
+def _write_records(folder: Path, session: Session, number: int) -> list[tuple[int, int]]:
     pieces: list[tuple[int, int]] = []
     count, size, writer = 0, SHARD_BYTES, None
     try:
         for record in records(session, number):
-            data = serialize(features.encode_example(record))
+            data = wire.record(record)
             with disk_errors():
                 if size >= SHARD_BYTES:
                     if writer is not None:

@@ -231,7 +231,7 @@ def _make_part(cls: type, config: SessionsConfig, job: tuple[int, Any, Path]) ->
     number, source, folder = job
     session = at_rate(cls.session(source, config), config.rate)
     with writing(folder):
-        return parts.write_part(folder, session, number, _features())
+        return parts.write_part(folder, session, number)
 
 
 def _unreadable(errors: list[RecordingError], total: int, source: str | None) -> RecordingError:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from calm_jax.recordings.formats import options_from, read, sessions_in
+from calm_jax.recordings.formats import format_of, options_from, read, sessions_in
+from calm_jax.recordings.formats.interchange import read_interchange
 from calm_jax.recordings.session import Session
 from data.session_builder import SessionBuilder, SessionsConfig, named_source
 
@@ -20,4 +21,6 @@ class Interchange(SessionBuilder):
 
     @classmethod
     def session(cls, source: Path, config: SessionsConfig) -> Session:
+        if not config.read and format_of(source).read is read_interchange:
+            return read_interchange(source, mapped=True)  # written to its part, and let go of
         return read(source, **options_from(config.read))

@@ -11,6 +11,7 @@ import argparse
 import collections
 import json
 import os
+import resource
 import select
 import shutil
 import subprocess
@@ -140,6 +141,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first mutation")
     parser.add_argument("--keep", type=Path, help="keep files that were handled wrongly here")
     given = parser.parse_args(argv)
+    # Damage done twice may read a data set that was made huge before.
+    resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.getrlimit(resource.RLIMIT_AS)[1]))
     start = time.perf_counter()
     out = fuzz(given.count, given.first, given.keep)
     print(f"{'format':<20} {'files':>6}" + "".join(f"{k:>11}" for k in KINDS))

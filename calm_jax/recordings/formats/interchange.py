@@ -49,10 +49,14 @@ def recognises(path: str | Path) -> bool:
     return start.startswith(ZIP_MAGIC) or start == HDF5_MAGIC
 
 
-def read_interchange(path: str | Path) -> Session:
+def read_interchange(path: str | Path, *, mapped: bool = False) -> Session:
     """Reads an interchange file; the kind of file is told by its content.
 
     A missing `animal` is "unknown", a missing `session` the name of the file.
+
+    Args:
+      mapped: traces that lie in an HDF5 file as float32 in one piece are mapped, not read
+        into memory: for a Session that is let go of before anything may change the file.
 
     Raises:
       RecordingError: naming the file and the field.
@@ -62,7 +66,10 @@ def read_interchange(path: str | Path) -> Session:
         start = magic(path)
         if start == HDF5_MAGIC:
             with _hdf5(path) as file:
-                return read_group(file, session=path.stem)
+                traces = valid = None
+                if mapped and (traces := _mapped(path, file)) is not None and "valid" in file:
+                    valid = h5_array(file, "valid")
+                return read_group(file, traces=traces, valid=valid, session=path.stem)
         if start.startswith(ZIP_MAGIC):
             return _read_npz(path)
         raise RecordingError(
@@ -151,6 +158,22 @@ def _hdf5(path: Path) -> Iterator[h5py.File]:
         raise damaged(e) from e
     with file:
         yield file
+
+
+def _mapped(path: Path, file: h5py.File) -> np.ndarray | None:
+    """(T, N) float32 traces as a read-only map; None where they do not lie so in the file."""
+    try:
+        data = file["traces"]
+        if not isinstance(data, h5py.Dataset) or data.dtype != np.dtype("<f4") or data.ndim != 2:
+            return None
+        offset, plain = data.id.get_offset(), data.chunks is None and not data.external
+        if not plain or not offset or offset % 4 or not data.size:
+            return None
+        if offset + data.nbytes > path.stat().st_size:
+            return None  # cut short, which reading tells
+        return np.memmap(path, np.float32, "r", offset, data.shape).view(np.ndarray)
+    except DAMAGE:
+        return None  # reading tells what is wrong
 
 
 def _is_data(item: Any) -> bool:
