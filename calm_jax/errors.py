@@ -59,6 +59,10 @@ class RunError(CalmError):
     """A run folder cannot be used, or a run cannot go on."""
 
 
+class WeightsError(CalmError):
+    """Weights made elsewhere cannot be read or do not fit."""
+
+
 @contextlib.contextmanager
 def writing(path: object) -> Iterator[None]:
     """Turns a failed write below `path` into a `RunError` that names the remedy."""

@@ -64,7 +64,7 @@ def test_table_s3_gives_the_thresholds_and_lines_of_the_paper():
 def test_the_knee_is_before_the_largest_rise(values):
     y = sorted(values)
     k = selection.knee(y)
-    rises = [b - a for a, b in zip(y, y[1:])]
+    rises = np.diff(y).tolist()
     assert rises[k] == max(rises) and all(r < rises[k] for r in rises[:k])
 
 
