@@ -37,7 +37,7 @@ _INERT = (
     "pathlib.WindowsPath", "pathlib.PurePosixPath", "pathlib.PureWindowsPath",
     "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
 )  # fmt: skip
-_KNOWN = _ARRAY | _SCALAR | _BUFFER | _ENCODE | _EMPTY | _NDARRAY | _DTYPE | set(_INERT)
+KNOWN = _ARRAY | _SCALAR | _BUFFER | _ENCODE | _EMPTY | _NDARRAY | _DTYPE | set(_INERT)
 
 
 class _Name(NamedTuple):
@@ -75,16 +75,16 @@ class _Array:
         self.keys: list[int] = []
 
 
-def loads(data: bytes) -> Any:
+def loads(data: bytes, machine: Machine | None = None) -> Any:
     """The value in a pickle, as plain data.
 
-    An array of Python objects is a list (one axis) or its item (none).
+    `machine` knows further names (a checkpoint's tensors). An array of Python objects is a list (one axis) or its item (none).
 
     Raises:
       RecordingError: for a damaged pickle, and for one that names anything but numpy's
         arrays, dtypes and scalars: with the name, which is never imported.
     """
-    machine = _Machine()
+    machine = machine or Machine()
     try:
         for count, (op, arg, _) in enumerate(pickletools.genops(data)):
             if count >= MAX_OPS:
@@ -106,8 +106,10 @@ def _wrong(what: str, found: str | None = None) -> RecordingError:
     )
 
 
-class _Machine:
-    """The stack, the marks in it and the memo."""
+class Machine:
+    """The stack, the marks in it and the memo; a subclass may know more names."""
+
+    known = frozenset(KNOWN)
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -173,7 +175,7 @@ class _Machine:
 
     def name(self, module: Any, name: Any) -> None:
         text = f"{module}.{name}"
-        if text not in _KNOWN:
+        if text not in self.known:
             raise RecordingError(
                 "a pickle that names something else than numpy's types",
                 found=text[:120],
@@ -186,7 +188,15 @@ class _Machine:
         arguments, called = self.stack.pop(), self.stack.pop()
         if not isinstance(called, _Name) or not isinstance(arguments, tuple):
             raise _wrong("a damaged pickle", "a call of something that is no name")
-        self.stack.append(_made(called.text, arguments))
+        self.stack.append(self.made(called.text, arguments))
+
+    def made(self, name: str, arguments: tuple) -> Any:
+        """What the named constructor would give."""
+        return _made(name, arguments)
+
+    def persistent(self) -> None:
+        """A reference to something outside the pickle."""
+        raise _wrong("a pickle that is not plain data", "a reference to something outside")
 
     def build(self) -> None:
         state, value = self.stack.pop(), self.stack[-1]
@@ -254,7 +264,7 @@ def _numbers(raw: Any, dtype: Any, shape: Any, order: str = "C") -> np.ndarray:
     return np.frombuffer(raw, dtype.dtype).reshape(shape, order=order)
 
 
-Step = Callable[[_Machine, Any], None]
+Step = Callable[[Machine, Any], None]
 
 
 def _push(value: Any) -> Step:
@@ -299,6 +309,7 @@ _STEPS: dict[str, Step] = {
     "REDUCE": lambda m, _: m.reduce(),
     "NEWOBJ": lambda m, _: m.reduce(),
     "BUILD": lambda m, _: m.build(),
+    "BINPERSID": lambda m, _: m.persistent(),
 }
 for _op in (
     "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT",
