@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import calm_jax
+from calm_jax import decode_command
 from calm_jax.benchmark import names
 from calm_jax.config import Experiment
 from calm_jax.errors import CalmError, ConfigError
@@ -103,9 +104,7 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument("--context", type=_count, help="frames given; default: as in the experiment")
     p.add_argument("--horizon", type=_count, help="frames forecast; default: as in the experiment")
     p.add_argument("--origin", type=int, help="first forecast frame; default: end of the recording")
-    p.add_argument(
-        "--samples", type=_trajectories, default=0, help="trajectories for the quantiles"
-    )
+    p.add_argument("--samples", type=_trajectories, default=0, help="trajectories for quantiles")
     p.add_argument("--out", type=Path, help="file to write (.npz)")
     p.add_argument("--nwb", type=Path, help="copy of FILE (NWB 2) to write with the forecast in it")
     _reading(p)
@@ -115,6 +114,8 @@ def _parser() -> tuple[_Parser, dict[str, argparse.ArgumentParser]]:
     p.add_argument("--data", type=Path, help="other recordings; default: those of the run")
     p.add_argument("--json", type=Path, dest="out", help="write the rows to this file")
     _reading(p)
+
+    decode_command.add(command("decode", decode_command.call, decode_command.TEXT), _reading)
 
     p = command("benchmark", _benchmark, "compare forecasters fairly: same windows, same time")
     p.add_argument("what", metavar="WHAT", help="forecast")

@@ -384,3 +384,16 @@ def load(path: str | os.PathLike, store: Any) -> Splits:
     if not isinstance(data, dict):
         raise SplitError("not a split", where=path, found=type(data).__name__)
     return from_dict(data, store, where=path)
+
+
+def read_parts(path: str | os.PathLike, i: int) -> dict[str, np.ndarray]:
+    """The ranges of session `i` of the split saved at `path`, by part.
+
+    Raises:
+      SplitError: no such file, or not a split.
+    """
+    try:
+        parts = json.loads(Path(path).read_text())["sessions"][i]["parts"]
+        return {p: _ranges(parts[p]) for p in PARTS}
+    except (OSError, ValueError, KeyError, IndexError, TypeError) as e:
+        raise SplitError("not a split, or damaged", where=path, found=str(e)) from e

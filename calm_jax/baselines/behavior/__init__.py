@@ -1,0 +1,1 @@
+"""Decoders of behaviour to stand beside ours; one file a method."""
