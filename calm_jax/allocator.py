@@ -12,9 +12,28 @@ import os
 import platform
 
 # malloc.h of glibc, and sys/mman.h of Linux.
-_TRIM_THRESHOLD, _TOP_PAD, _MMAP_MAX, _ARENA_MAX = -1, -2, -4, -8
+_TRIM_THRESHOLD, _TOP_PAD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -2, -3, -4, -8
 _MADV_HUGEPAGE = 14
 _HUGE = 2 << 20  # bytes, a large page
+
+
+_large = False  # prefer_large_pages was called
+
+
+def reuse_blocks() -> bool:
+    """Keeps blocks of up to 32 MiB for reuse, at most 256 MiB of them; True where it took effect.
+
+    For work that makes and drops blocks of some MB all the time, such as the records of a
+    store: writing 1 GB took a quarter of the processor time (1.1 for 4.5 s). Larger blocks,
+    such as whole recordings, are given back as before. Takes effect on Linux with glibc, and
+    does nothing after `prefer_large_pages`, which keeps more.
+    """
+    if _large or platform.libc_ver()[0] != "glibc" or platform.system() != "Linux":
+        return False
+    libc = ctypes.CDLL(None)
+    options = {_MMAP_THRESHOLD: 32 << 20, _TRIM_THRESHOLD: 256 << 20}
+    took = [libc.mallopt(k, v) for k, v in options.items()]
+    return all(took)
 
 
 def prefer_large_pages(reserve: int = 4 << 30) -> bool:
@@ -33,6 +52,8 @@ def prefer_large_pages(reserve: int = 4 << 30) -> bool:
     """
     if platform.libc_ver()[0] != "glibc" or platform.system() != "Linux":
         return False
+    global _large
+    _large = True
     libc = ctypes.CDLL(None, use_errno=True)
     options = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _TOP_PAD: 64 << 20, _ARENA_MAX: 1}
     took = [libc.mallopt(k, v) for k, v in options.items()]

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming
 
 import calm_jax
+from calm_jax.allocator import reuse_blocks
 from calm_jax.config import Simulation, fingerprint
 from calm_jax.errors import ConfigError, RecordingError, writing
 from calm_jax.recordings.loading import at_rate
@@ -228,6 +229,7 @@ def _features() -> tfds.features.FeaturesDict:
 
 def _make_part(cls: type, config: SessionsConfig, job: tuple[int, Any, Path]) -> parts.Part:
     """Reads one source and writes its part; runs in a worker."""
+    reuse_blocks()
     number, source, folder = job
     session = at_rate(cls.session(source, config), config.rate)
     with writing(folder):

@@ -44,3 +44,32 @@ def test_memory_is_kept_for_the_next_step():
 def test_nothing_happens_on_other_systems(monkeypatch):
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     assert allocator.prefer_large_pages() is False
+
+
+BLOCKS = """
+import resource, sys
+import numpy as np
+from calm_jax import allocator
+if sys.argv[1] == "on":
+    assert allocator.reuse_blocks()
+def fill():
+    keep = [np.ones(1 << 19) for _ in range(8)]  # 4 MiB each
+fill()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(20):
+    fill()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+allocator.prefer_large_pages(1 << 30)
+assert not allocator.reuse_blocks()
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="glibc alone is tuned")
+def test_blocks_of_some_megabytes_are_reused():
+    run = lambda how: int(
+        subprocess.run(
+            [sys.executable, "-c", BLOCKS, how], capture_output=True, text=True, check=True,
+            timeout=60,
+        ).stdout
+    )
+    assert run("on") < 64

@@ -23,7 +23,7 @@ import h5py
 with contextlib.suppress(ImportError):  # not on every system; `hdf5_guard` has a limit too
     import resource
 
-SECONDS = 5  # of processor time for one object
+SECONDS = 3  # of processor time for one object
 MEMORY = 4 << 30  # bytes it may map
 COUNT, DEPTH = 100_000, 32  # objects looked at, and how deep: as the readers go
 SMALL = 1 << 20  # bytes: chunks of a data set that takes fewer are all unpacked
