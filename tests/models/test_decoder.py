@@ -84,7 +84,7 @@ def test_dropout_is_random_and_off_without_a_key():
 
 
 @pytest.mark.parametrize(
-    ("ahead", "unfold", "wanted"),  # fmt: skip
+    ("ahead", "unfold", "wanted"),
     [
         (0, 4, (0, 0)), (3, 4, (3, 0)), (5, 4, (3, 2)), (7, 4, (3, 4)), (12, 4, (8, 4)),
         (2, 1, (0, 2)),
