@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from calm_jax.errors import ConfigError
+from calm_jax.recordings.batches import bucket
 
 T_MIN, T_MAX = 1e-4, 2.0627  # seconds, the shortest and longest rotary period
 BUCKETS = (256, 512, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384)
@@ -184,24 +185,6 @@ def window_tokens(
     )
 
 
-def bucket(count: int, buckets: Sequence[int] = BUCKETS) -> int:
-    """The smallest bucket that holds `count` tokens.
-
-    Raises:
-      ConfigError: when none does.
-    """
-    for size in sorted(buckets):
-        if count <= size:
-            return int(size)
-    raise ConfigError(
-        "a window has more tokens than the largest bucket",
-        where="buckets",
-        found=f"{count} tokens",
-        expected=f"at most {max(buckets)}",
-        remedy="Shorten the window, keep fewer units (unit dropout), or add a bucket.",
-    )
-
-
 def collate(
     samples: Sequence[Sample],
     omega: np.ndarray,
@@ -214,7 +197,7 @@ def collate(
 
     Args:
       omega: of `frequencies`. heads: task name -> (id from 1, output dimensions or classes).
-      tokens, queries: the lengths to pad to.
+      tokens, queries: the lengths to pad to, as `batches.bucket` has them.
 
     Returns:
       values, units, mask (B, S); code (B, S, 2, P); sessions, tasks, weights (B, Q);

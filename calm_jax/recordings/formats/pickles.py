@@ -78,7 +78,8 @@ class _Array:
 def loads(data: bytes, machine: Machine | None = None) -> Any:
     """The value in a pickle, as plain data.
 
-    `machine` knows further names (a checkpoint's tensors). An array of Python objects is a list (one axis) or its item (none).
+    An array of Python objects is a list (one axis) or its item (none). Another `machine`
+    may know further names, such as the tensors of a checkpoint.
 
     Raises:
       RecordingError: for a damaged pickle, and for one that names anything but numpy's
