@@ -19,7 +19,7 @@ from calm_jax.errors import ConfigError, RunError
 from calm_jax.training import mesh as meshes
 from calm_jax.training.checkpoint import Checkpoints
 from calm_jax.training.log import Log
-from calm_jax.training.optimizers import learning_rate, make_optimizer
+from calm_jax.training.optimizers import optimizer_of, rate_of
 from calm_jax.training.prefetch import Prefetch
 from calm_jax.training.signals import Interrupted, StopSignals
 from calm_jax.training.state import State, create, evaluated, named
@@ -137,7 +137,7 @@ class _Run:
         newest = self.checkpoints.newest()
         if newest is not None:
             self._check_identity(newest)
-        optimizer = make_optimizer(self.training, self.steps, self.task.decays)
+        optimizer = optimizer_of(self.task, self.training, self.steps)
         params, extra = self.task.init(key)
         state = create(params, extra, optimizer, self.task.trains, self.training.ema is not None)
         self.names = list(named(state))
@@ -266,7 +266,7 @@ class _Run:
         bad = int(values.pop("bad"))
         if bad >= 0:
             self._stop_bad(bad)
-        rate = float(learning_rate(step - 1, self.training, self.steps))
+        rate = rate_of(self.task, self.training, self.steps, step - 1)
         self.log.train(step, {**values, "learning_rate": rate})
 
     def _stop_bad(self, bad: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +44,18 @@ def make_optimizer(
         optax.scale_by_learning_rate(lambda step: learning_rate(step, training, steps)),
     ]
     return optax.chain(*parts)
+
+
+def optimizer_of(task: Any, training: Training, steps: int) -> optax.GradientTransformation:
+    """The optimiser of a task: its own where it has one, else `make_optimizer`."""
+    own = getattr(task, "optimizer", None)
+    return make_optimizer(training, steps, task.decays) if own is None else own(training, steps)
+
+
+def rate_of(task: Any, training: Training, steps: int, step: int) -> float:
+    """The learning rate of a step, for the log; of `task.learning_rate(step)` where it has one."""
+    own = getattr(task, "learning_rate", None)
+    return float(learning_rate(step, training, steps) if own is None else own(step))
 
 
 def update_average(

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from calm_jax.config import Training
 from calm_jax.training.mesh import replicated
-from calm_jax.training.optimizers import make_optimizer, update_average
+from calm_jax.training.optimizers import optimizer_of, update_average
 from calm_jax.training.state import State, named, trained, with_leaves
 from calm_jax.training.task import Task
 
@@ -35,7 +35,7 @@ def make_step(
       key: of the run; step n uses fold_in(key, n).
       treedef: of the State.
     """
-    optimizer = make_optimizer(training, steps, task.decays)
+    optimizer = optimizer_of(task, training, steps)
 
     def loss(live: dict[str, Array], state: State, batch: dict[str, Array]) -> tuple:
         params = with_leaves(state.params, live)

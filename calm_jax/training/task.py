@@ -18,7 +18,9 @@ class Task(Protocol):
 
     `params` is the pytree that the optimiser changes, `extra` the pytree that the
     loss hands on itself (a moving-average codebook, say). Both may hold Flax NNX
-    modules. Shapes and types of all leaves stay the same during a run.
+    modules. Shapes and types of all leaves stay the same during a run. A task may have
+    `optimizer(training, steps)`, a gradient transformation over parameters by path that
+    takes the place of AdamW and of `decays`, and with it `learning_rate(step)` for the log.
     """
 
     name: str  # stands in checkpoints and logs
