@@ -178,23 +178,23 @@ def print_summary(
         table.add_column("method")
         for metric in metrics:
             table.add_column(metric.replace("_", " "), justify="right")
-        table.add_column("shifted labels, 95 %", justify="right")
+        table.add_column("null, 95 %", justify="right")
         main = "r" if target.classes is None else "balanced_accuracy"
         for method in dict.fromkeys(r["method"] for r in own):
             names = (f"{main}_null_low", f"{main}_null_high")
             low, high = (summary(own, target.name, method, m)[0] for m in names)
-            null = "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"
+            null = "-" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
             cells = [_cell(*summary(own, target.name, method, m)) for m in metrics]
             table.add_row(method, *cells, null)
         console.print(table)
     console.print(
         "mean over animals (SD over animals; SD over seeds); r2 against the mean of the test part; "
-        f"mse in units of the training variance; {shuffled.COUNT} circular shifts of the labels"
+        f"mse in units of the training variance; null: {shuffled.COUNT} circular label shifts"
     )
 
 
 def _cell(mean: float, animals: float, seeds: float) -> str:
     if math.isnan(mean):
         return "-"
-    say = lambda x: "-" if math.isnan(x) else f"{x:.3f}"  # noqa: E731
-    return f"{mean:.3f} ({say(animals)}; {say(seeds)})"
+    spread = "; ".join(f"{x:.2f}" for x in (animals, seeds) if not math.isnan(x))
+    return f"{mean:.3f} ({spread})" if spread else f"{mean:.3f}"
