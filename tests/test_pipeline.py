@@ -17,7 +17,7 @@ import pytest
 
 import calm_jax
 from calm_jax import cli, config, pipeline, rows, runs
-from calm_jax.baselines import METHODS
+from calm_jax.baselines import CLOSED_FORM
 from calm_jax.recordings.session import Session
 from calm_jax.recordings.store import open_store
 from tests.tiny import arguments, pretrain, recording
@@ -90,8 +90,8 @@ def test_rows_are_the_same_eight_fields_everywhere(run):
     assert all(set(r) == FIELDS for r in found)
     for protocol in "AB":
         methods = {r["method"] for r in found if r["protocol"] == protocol}
-        assert methods == {"calm", *METHODS}
-    assert {"copy_last", "mean", "shared_linear", "population_ridge"} <= set(METHODS)
+        assert methods == {"calm", *CLOSED_FORM}
+    assert {"copy_last", "mean", "shared_linear", "population_ridge"} <= set(CLOSED_FORM)
     steps = [r["step"] for r in rows.select(found, protocol="B", method="calm", metric="mse")]
     assert set(steps) == {None, *range(1, 17)}
 
@@ -113,7 +113,7 @@ def test_golden_metrics(run):
         "tokenizer.test_pearson": value("tokenizer", "calm_tokenizer", "test_pearson"),
         "transformer.nll": runs.read_run(run).stages()["transformer"]["validation"]["nll"],
     }
-    for method in ("calm", *METHODS):
+    for method in ("calm", *CLOSED_FORM):
         now[f"B.{method}.mse"] = value("B", method, "mse")
     if os.environ.get("CALM_GOLDEN"):
         GOLDEN.write_text(json.dumps({k: round(v, 5) for k, v in now.items()}, indent=1) + "\n")
@@ -297,7 +297,7 @@ def test_evaluate_on_recordings_of_others(home, run, trials, tmp_path):
     found = json.loads(out.read_text())
     assert all(set(r) == FIELDS for r in found)
     assert {r["protocol"] for r in found} == ({"A", "B"} if trials else {"B"})
-    assert {r["method"] for r in found} == {"calm", *METHODS}
+    assert {r["method"] for r in found} == {"calm", *CLOSED_FORM}
     sessions = {r["session"] for r in found} - {None}
     assert sessions == ({"s0", "s1"} if trials else {"s0"})
 

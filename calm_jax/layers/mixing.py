@@ -80,19 +80,20 @@ def make_mixing(
     *,
     signed_heads: int,
     rank: int,
-    embedding: int,
     dropout: float,
     dtype: DTypeLike,
     rngs: nnx.Rngs,
+    embedding: int | None = None,
 ) -> nnx.Module:
-    """The mixer named in `config.DualAxis.mixing`."""
+    """The mixer named in `config.DualAxis.mixing`; `embedding` is the width of the neuron
+    embeddings where it is not that of the activity."""
     if kind == "softmax":
         return SoftmaxMixing(width, heads, dropout=dropout, dtype=dtype, rngs=rngs)
     return SignedMixing(
         width,
         signed_heads,
         rank,
-        embedding=embedding,
+        embedding=embedding or width,
         dropout=dropout,
         dtype=dtype,
         rngs=rngs,

@@ -7,8 +7,6 @@ latent (1 = real, 0 = padding). Distances come from one matrix product,
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -109,7 +107,7 @@ def moving_average(
     return sums / smooth[:, None], counts, sums
 
 
-@functools.partial(jax.jit, static_argnames="below")
+@jax.jit
 def revive(
     codebook: Array,
     counts: Array,
