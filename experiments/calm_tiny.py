@@ -22,17 +22,17 @@ from calm_jax.config import (
 
 def experiment() -> Experiment:
     """The smallest run that goes through every stage."""
-    training = Training(batch=8, log_every=10, eval_every=30, eval_batches=2)
+    training = Training(batch=8, log_every=10, eval_every=50, eval_batches=2)
     return Experiment(
         name="calm_tiny",
         purpose="every stage on a tiny simulation, for tests",
-        data=Data(simulation=Simulation(sessions=2, trials=40, neurons=24, frames=80)),
+        data=Data(simulation=Simulation(sessions=2, trials=32, neurons=24, frames=80)),
         tokenizer=Tokenizer(
             width=32, layers=1, heads=2, ffn=2, dropout=0.0, codes=32, autoregressive_layers=1,
             revive_every=0.2,
         ),
         tokenizer_training=dataclasses.replace(
-            training, steps=60, batch=32, learning_rate=3e-3, final_learning_rate=1e-4
+            training, steps=45, batch=32, learning_rate=3e-3, final_learning_rate=1e-4
         ),
         transformer=DualAxis(
             width=32,
@@ -50,7 +50,7 @@ def experiment() -> Experiment:
             scheduled_probability=0.0,
         ),
         transformer_training=dataclasses.replace(
-            training, steps=40, learning_rate=3e-3, final_learning_rate=1e-4, ema=0.9
+            training, steps=30, learning_rate=3e-3, final_learning_rate=1e-4, ema=0.9
         ),
         forecasting=Forecasting(mode="readout", samples=4),
         compilation="quick",
