@@ -1,7 +1,7 @@
 """calm_tiny: the whole path in under a minute, for tests and a first look.
 
 Data: two simulated sessions of 24 neurons. Expected: the code head beats chance, the
-tokenizer reconstructs roughly; the numbers mean nothing else. Cost: 50 s on 2 cores with an
+tokenizer reconstructs roughly; the numbers mean nothing else. Cost: 58 s on 2 cores with an
 empty compilation cache, most of it tracing and compilation.
 """
 
