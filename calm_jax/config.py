@@ -133,7 +133,9 @@ class DualAxis:
     # (which a drifting baseline leaves alone), or the differences and the last level.
     values: Literal["none", "level", "difference", "both"] = "none"
     readout_frames: int = 0  # frames predicted at once from each position; 0 = codes only
-    readout_after: int = 0  # frames a step must have seen for its read-out to count
+    # Frames a step must have seen for its read-out to count; where no window is that long,
+    # the last step that has a target counts.
+    readout_after: int = 0
     readout_weight: float = 1.0
     code_weight: float = 1.0
     anchor: bool = True  # read-out starts from the last value seen

@@ -19,7 +19,6 @@ from calm_jax.baselines.behavior.tcn import TCNNetwork
 from calm_jax.decoding_files import Saved, neuron_rows, save
 from calm_jax.decoding_scores import DecodingRow
 from calm_jax.errors import CalmError, RunError
-from calm_jax.pipeline import check_varying, recordings_of
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.build import build
@@ -29,6 +28,7 @@ from calm_jax.recordings.session import Session
 from calm_jax.recordings.store import open_store
 from calm_jax.recordings.targets import Target, make_targets
 from calm_jax.runs import Trained
+from calm_jax.scoring import check_varying, recordings_of
 from calm_jax.tasks.behavior import Behavior, Network, Populations, network_size
 from calm_jax.tasks.behavior_heads import FeatureReader, FrozenHead, TunedHead
 from calm_jax.training.log import Log

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,6 @@ import numpy as np
 from rich.console import Console
 
 from calm_jax import (
-    baselines,
     compilation,
     config,
     evaluation,
@@ -25,20 +23,18 @@ from calm_jax import (
     reconstruction,
     rows,
     runs,
+    scoring,
 )
-from calm_jax.baselines.windows import Forecaster
-from calm_jax.errors import ConfigError, RecordingError
-from calm_jax.forecasting import CalmForecaster, all_constant, forecast_file
+from calm_jax.errors import ConfigError
+from calm_jax.forecasting import forecast_file
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared, Windows
 from calm_jax.recordings.build import build
-from calm_jax.recordings.formats import sessions_in
-from calm_jax.recordings.loading import load_session
-from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.store import open_store
 from calm_jax.report import console as tables
 from calm_jax.report.page import write_report
-from calm_jax.runs import Run, Trained, load, open_run
+from calm_jax.runs import Run, load, open_run
+from calm_jax.scoring import evaluate_run
 from calm_jax.tailoring import choose, tailored
 from calm_jax.tasks import codes as exported
 from calm_jax.tasks.next_code import NextCode
@@ -139,7 +135,7 @@ def _prepare(run: Run, say: _Say) -> Prepared:
         barrier("prepare")
     split = runs.load_split(run, store)
     scalers = runs.load_scalers(run)
-    check_varying(split.sessions, scalers)
+    scoring.check_varying(split.sessions, scalers)
     constant = sum(int(c.sum()) for c in scalers.constant)
     say(
         f"data {experiment.data.name}: {len(store.sessions)} sessions, {store.n_neurons} neurons, "
@@ -148,12 +144,6 @@ def _prepare(run: Run, say: _Say) -> Prepared:
         + (f"; {constant} constant traces are left out of every score" if constant else "")
     )
     return Prepared(store, split, scalers)
-
-
-def check_varying(sessions: Sequence[str], scalers: preprocess.Scalers) -> None:
-    for session, constant in zip(sessions, scalers.constant, strict=True):
-        if constant.all():
-            raise all_constant(session, constant.size)
 
 
 def total_steps(training: config.Training, windows: int) -> int:
@@ -281,8 +271,8 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
         return
     trained = load(run.folder)
     with run.stage("evaluation"):
-        methods = _baselines(run.experiment, prepared)
-        found, scores = forecast_rows(trained, prepared, methods)
+        methods = scoring.baselines_of(run.experiment, prepared)
+        found, scores = scoring.forecast_rows(trained, prepared, methods)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
         rows.write(found, run.path("evaluation", "rows.json"))
         evaluation.write_neurons(scores, prepared, run.path("evaluation", "neurons.csv"))
@@ -297,112 +287,3 @@ def _report(run: Run, say: _Say) -> None:
         with run.stage("report"):
             write_report(run.folder)
     say(f"report: {run.path('report.html')}")
-
-
-# Evaluation
-
-_NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
-
-
-def _baselines(experiment: config.Experiment, prepared: Prepared) -> dict[str, Forecaster]:
-    return baselines.fit_all(prepared, prepared.splits, experiment.forecasting.horizon)
-
-
-def forecast_rows(
-    trained: Trained,
-    prepared: Prepared,
-    methods: dict[str, Forecaster],
-    *,
-    known: bool = True,
-    part: str = "test",
-) -> tuple[list[rows.Row], list[evaluation.Score]]:
-    """Rows and scores of the model beside its baselines.
-
-    Args:
-      known: False when the sessions are not those of the run (mean embeddings).
-    """
-    experiment = trained.run.experiment
-    settings, sessions = experiment.forecasting, prepared.store.sessions
-    most = max(s.n_neurons for s in sessions)
-    own = CalmForecaster(
-        trained.model,
-        trained.offsets() if known else None,
-        most,
-        mode=settings.mode,
-        batch=min(max(_NEURONS_AT_ONCE // most, 1), 16),
-        samples=settings.samples if settings.mode == "sample" else 0,
-        seed=experiment.seed,
-    )
-    scores = evaluation.score_forecasts(
-        prepared, prepared.splits, {"calm": own, **methods}, settings, part, batch=16
-    )
-    return evaluation.rows_of(scores, experiment.seed), scores
-
-
-def evaluate_run(
-    folder: Path,
-    *,
-    data: Path | None = None,
-    options: Sequence[str] = (),
-    out: Path | None = None,
-) -> list[rows.Row]:
-    """Scores a run on its test part, or on other recordings, beside the baselines.
-
-    Other recordings are split like those of the run: baselines and scalers are fitted
-    on their training part, the model itself is not (mean embeddings). `options` are the
-    reader's, `name=value`.
-
-    Raises:
-      RunError, RecordingError: for a run or recordings that cannot be used.
-    """
-    trained = load(folder)
-    run, e = trained.run, trained.run.experiment
-    say = _Say(None)
-    if data is None:
-        store = open_store(build(e.data, say.console))
-        prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
-        found, _ = forecast_rows(trained, prepared, _baselines(e, prepared))
-        found = rows.read(run.path("evaluation", "tokenizer.json")) + found
-    else:
-        store = MemoryStore(recordings_of(data, e, options))
-        made = splits.make_split(store, e.split)
-        scalers = preprocess.fit(store, made, e.preprocess)
-        check_varying(made.sessions, scalers)
-        prepared = Prepared(store, made, scalers)
-        say(
-            f"{data}: scored as recordings never seen in training, with the mean embeddings; "
-            "adapting the run to them does better"
-        )
-        methods = _baselines(e, prepared)
-        found, _ = forecast_rows(trained, prepared, methods, known=False)
-    if out is not None:
-        rows.write(found, Path(out))
-        say(f"wrote {len(found)} rows to {out}")
-    tables.print_summary(found, Console(highlight=False))
-    return found
-
-
-def recordings_of(path: Path, e: config.Experiment, options: Sequence[str]) -> list[Any]:
-    """The sessions of a file or folder, long enough to be scored."""
-    path, settings = Path(path), e.forecasting
-    files = sessions_in(path) if path.is_dir() else [path]
-    found = [load_session(p, options, e.data.rate) for p in files]
-    needed, seen = settings.context + settings.horizon, set()
-    for session in found:
-        if session.n_frames < needed:
-            raise RecordingError(
-                "fewer frames than context + horizon",
-                where=f"{path}, session {session.session}",
-                found=session.n_frames,
-                expected=f"at least {settings.context} + {settings.horizon}",
-                remedy="Leave the recording out.",
-            )
-        key = (session.animal, session.session)
-        if key in seen:
-            raise RecordingError(
-                f"two recordings of animal {key[0]!r} have the session id {key[1]!r}",
-                where=path,
-                remedy="Give each its own `session`, or leave one of the files out.",
-            )
-        seen.add(key)
-    return found

@@ -7,7 +7,7 @@ import difflib
 import hashlib
 from pathlib import Path
 
-from calm_jax import config, pipeline
+from calm_jax import config, scoring
 from calm_jax.errors import ConfigError
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
@@ -91,10 +91,10 @@ def prepare(source: Source, experiment: config.Experiment) -> Prepared:
         store = open_store(build(source.data))
     else:
         e = dataclasses.replace(experiment, data=source.data)
-        store = MemoryStore(pipeline.recordings_of(Path(source.path), e, source.data.read))
+        store = MemoryStore(scoring.recordings_of(Path(source.path), e, source.data.read))
     made = splits.make_split(store, experiment.split)
     scalers = preprocess.fit(store, made, experiment.preprocess)
-    pipeline.check_varying(made.sessions, scalers)
+    scoring.check_varying(made.sessions, scalers)
     return Prepared(store, made, scalers)
 
 

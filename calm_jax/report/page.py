@@ -93,6 +93,9 @@ def _run(run: Contents) -> str:
         rest = {k: v for k, v in facts.items() if k not in ("seconds", "finished", "machine")}
         if isinstance(best, dict) and "loss" in best:
             rest["validation_loss"] = f"{best['loss']:.4g}"
+        choice = rest.get("choice")
+        if isinstance(choice, dict) and run.experiment.alternative.rule != "never":
+            rest["transformer"] = f"{choice.get('variant')} ({choice.get('reason')})"
         plain = {k: v for k, v in rest.items() if isinstance(v, (str, int, float))}
         notes = ", ".join(f"{k.replace('_', ' ')} {v}" for k, v in plain.items())
         seconds = facts.get("seconds")

@@ -1,0 +1,137 @@
+"""A run's forecasts scored: on its own test part, or on recordings of others."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from calm_jax import baselines, config, evaluation, rows, runs
+from calm_jax.baselines.windows import Forecaster
+from calm_jax.errors import RecordingError
+from calm_jax.forecasting import CalmForecaster, all_constant
+from calm_jax.recordings import preprocess, splits
+from calm_jax.recordings.batches import Prepared
+from calm_jax.recordings.build import build
+from calm_jax.recordings.formats import sessions_in
+from calm_jax.recordings.loading import load_session
+from calm_jax.recordings.memory import MemoryStore
+from calm_jax.recordings.store import open_store
+from calm_jax.report import console as tables
+from calm_jax.runs import Trained, load
+
+_NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
+
+
+def baselines_of(experiment: config.Experiment, prepared: Prepared) -> dict[str, Forecaster]:
+    """The baselines that stand beside every evaluation, fitted when first used."""
+    return baselines.fit_all(prepared, prepared.splits, experiment.forecasting.horizon)
+
+
+def forecast_rows(
+    trained: Trained,
+    prepared: Prepared,
+    methods: dict[str, Forecaster],
+    *,
+    known: bool = True,
+    part: str = "test",
+) -> tuple[list[rows.Row], list[evaluation.Score]]:
+    """Rows and scores of the model beside its baselines.
+
+    Args:
+      known: False when the sessions are not those of the run (mean embeddings).
+    """
+    experiment = trained.run.experiment
+    settings, sessions = experiment.forecasting, prepared.store.sessions
+    most = max(s.n_neurons for s in sessions)
+    own = CalmForecaster(
+        trained.model,
+        trained.offsets() if known else None,
+        most,
+        mode=settings.mode,
+        batch=min(max(_NEURONS_AT_ONCE // most, 1), 16),
+        samples=settings.samples if settings.mode == "sample" else 0,
+        seed=experiment.seed,
+    )
+    scores = evaluation.score_forecasts(
+        prepared, prepared.splits, {"calm": own, **methods}, settings, part, batch=16
+    )
+    return evaluation.rows_of(scores, experiment.seed), scores
+
+
+def evaluate_run(
+    folder: Path,
+    *,
+    data: Path | None = None,
+    options: Sequence[str] = (),
+    out: Path | None = None,
+) -> list[rows.Row]:
+    """Scores a run on its test part, or on other recordings, beside the baselines.
+
+    Other recordings are split like those of the run: baselines and scalers are fitted
+    on their training part, the model itself is not (mean embeddings). `options` are the
+    reader's, `name=value`.
+
+    Raises:
+      RunError, RecordingError: for a run or recordings that cannot be used.
+    """
+    trained = load(folder)
+    run, e = trained.run, trained.run.experiment
+    console = Console(stderr=True, highlight=False)
+    say = lambda text: console.print(text, soft_wrap=True, markup=False)
+    if data is None:
+        store = open_store(build(e.data, console))
+        prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
+        found, _ = forecast_rows(trained, prepared, baselines_of(e, prepared))
+        found = rows.read(run.path("evaluation", "tokenizer.json")) + found
+    else:
+        store = MemoryStore(recordings_of(data, e, options))
+        made = splits.make_split(store, e.split)
+        scalers = preprocess.fit(store, made, e.preprocess)
+        check_varying(made.sessions, scalers)
+        prepared = Prepared(store, made, scalers)
+        say(
+            f"{data}: scored as recordings never seen in training, with the mean embeddings"
+        )
+        methods = baselines_of(e, prepared)
+        found, _ = forecast_rows(trained, prepared, methods, known=False)
+    if out is not None:
+        rows.write(found, Path(out))
+        say(f"wrote {len(found)} rows to {out}")
+    tables.print_summary(found, Console(highlight=False))
+    return found
+
+
+def recordings_of(path: Path, e: config.Experiment, options: Sequence[str]) -> list[Any]:
+    """The sessions of a file or folder, long enough to be scored."""
+    path, settings = Path(path), e.forecasting
+    files = sessions_in(path) if path.is_dir() else [path]
+    found = [load_session(p, options, e.data.rate) for p in files]
+    needed, seen = settings.context + settings.horizon, set()
+    for session in found:
+        if session.n_frames < needed:
+            raise RecordingError(
+                "fewer frames than context + horizon",
+                where=f"{path}, session {session.session}",
+                found=session.n_frames,
+                expected=f"at least {settings.context} + {settings.horizon}",
+                remedy="Leave the recording out.",
+            )
+        key = (session.animal, session.session)
+        if key in seen:
+            raise RecordingError(
+                f"two recordings of animal {key[0]!r} have the session id {key[1]!r}",
+                where=path,
+                remedy="Give each its own `session`, or leave one of the files out.",
+            )
+        seen.add(key)
+    return found
+
+
+def check_varying(sessions: Sequence[str], scalers: preprocess.Scalers) -> None:
+    """Raises a `RecordingError` for a session without a single neuron that varies."""
+    for session, constant in zip(sessions, scalers.constant, strict=True):
+        if constant.all():
+            raise all_constant(session, constant.size)
