@@ -13,6 +13,7 @@ import pytest
 
 import calm_jax
 from calm_jax import cli, experiments_loader
+from calm_jax.commands import fields, flags
 from calm_jax.config import Experiment, Simulation
 from calm_jax.errors import ConfigError, RunError
 
@@ -40,7 +41,7 @@ def calls(monkeypatch):
     fake.write_report = noted("report")
     monkeypatch.setitem(sys.modules, "calm_jax.pipeline", fake)
     monkeypatch.setattr(calm_jax, "pipeline", fake, raising=False)
-    monkeypatch.setattr(cli, "_start_jax", lambda: None)
+    monkeypatch.setattr(flags, "start_jax", lambda: None)
     return made
 
 
@@ -178,8 +179,8 @@ def test_help_lists_every_field(mine, capsys):
         cli.main(["pretrain", mine, "--help"])
     text = capsys.readouterr().out
     assert e.value.code == 0 and "--run DIR" in text
-    assert all(flag in text for flag in cli.field_flags(Experiment))
-    assert len(cli.field_flags(Simulation)) == len(dataclasses.fields(Simulation))
+    assert all(flag in text for flag in fields.field_flags(Experiment))
+    assert len(fields.field_flags(Simulation)) == len(dataclasses.fields(Simulation))
     assert cli.main(["pretrain", "--help"]) == 0
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calm_jax import config, experiments_loader, rows
-from calm_jax.cli import override
+from calm_jax.commands.fields import override
 from calm_jax.errors import RunError
 from calm_jax.report import command
 from calm_jax.report.page import write_report

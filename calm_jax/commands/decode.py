@@ -1,22 +1,21 @@
-"""`calm-jax decode`: its flags, and the call."""
+"""`calm-jax decode`."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 
+from calm_jax.commands import flags
+from calm_jax.commands.flags import reading
 from calm_jax.config import Decoding
 from calm_jax.errors import ConfigError
 
 TEXT = "decode behaviour from a run, beside its baselines"
 
 
-def add(
-    p: argparse.ArgumentParser, reading: Callable[[argparse.ArgumentParser], None]
-) -> None:
-    """The flags of the command; `reading` adds those of the reader."""
+def add(p: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
     d = Decoding()
     p.add_argument("run", type=Path, metavar="RUN", help="run folder")
     p.add_argument("--data", type=Path, help="recordings; default: those of the run")
@@ -125,9 +124,7 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
             where="calm-jax decode",
             remedy="Those of the run are read as in its experiment.",
         )
-    from calm_jax.cli import _start_jax
-
-    _start_jax()
+    flags.start_jax()
     from calm_jax import decoding
 
     decoding.decode(

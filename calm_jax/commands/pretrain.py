@@ -1,0 +1,47 @@
+"""`calm-jax pretrain`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from calm_jax.commands import flags
+from calm_jax.commands.fields import override
+from calm_jax.errors import ConfigError
+
+TEXT = "run an experiment from recordings to report"
+
+
+def add(p: argparse.ArgumentParser) -> None:
+    """The flags of the command."""
+    p.add_argument("experiment", metavar="EXP", nargs="?", help="a name in experiments/, or a file")
+    p.add_argument("--run", type=Path, help="run folder; default: runs/<experiment>")
+    p.add_argument("-h", "--help", action="store_true")
+
+
+def call(known: argparse.Namespace, rest: list[str]) -> None:
+    """Runs the command."""
+    from calm_jax import experiments_loader
+
+    if known.experiment is None and rest and not rest[0].startswith("-"):
+        known.experiment = rest.pop(0)  # argparse misses it behind a flag
+    if known.experiment is None:
+        if known.help:
+            print("usage: calm-jax pretrain EXP [--run DIR] [--FIELD VALUE ...]\n")
+            print("Runs an experiment from recordings to report; again, it continues.")
+            print("`calm-jax pretrain EXP --help` lists the fields.\n")
+            print("experiments:", ", ".join(experiments_loader.names()))
+            return
+        listed = ", ".join(experiments_loader.names()) or "a path to a .py file"
+        raise ConfigError("no experiment named", where="calm-jax pretrain", expected=listed)
+    experiment = experiments_loader.load_experiment(known.experiment)
+    experiment = override(experiment, [*rest, *(["--help"] if known.help else [])])
+    from calm_jax import compilation
+    from calm_jax.allocator import prefer_large_pages
+
+    prefer_large_pages()  # before jax starts its threads
+    compilation.prepare(experiment.compilation)
+    flags.start_jax()
+    from calm_jax import pipeline
+
+    pipeline.pretrain(experiment, known.run or Path("runs") / experiment.name)
