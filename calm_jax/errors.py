@@ -63,6 +63,10 @@ class WeightsError(CalmError):
     """Weights made elsewhere cannot be read or do not fit."""
 
 
+class AnalysisError(CalmError):
+    """An analysis is not possible with these data; the message says why."""
+
+
 @contextlib.contextmanager
 def writing(path: object) -> Iterator[None]:
     """Turns a failed write below `path` into a `RunError` that names the remedy."""
