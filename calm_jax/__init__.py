@@ -17,7 +17,7 @@ _WHERE = {
     "Session": "calm_jax.recordings.session",
     "read": "calm_jax.recordings.formats",
     "from_array": "calm_jax.recordings.arrays",
-    "load": "calm_jax.runs",
+    "load": "calm_jax.weights",
     "make_context": "calm_jax.forecasting",
     "forecast": "calm_jax.forecasting",
 }

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from calm_jax import config, runs
+from calm_jax import config, runs, weights
 from calm_jax import decoding_scores as scores
 from calm_jax.baselines.behavior import linear
 from calm_jax.baselines.behavior.tcn import TCNNetwork
@@ -65,6 +65,7 @@ def recordings(trained: Trained, data: Path | None, options: Sequence[str] = ())
     """
     e, notes = trained.run.experiment, []
     if data is None:
+        weights.check_recordings(trained.run)
         store = open_store(build(e.data, Console(stderr=True, highlight=False)))
         prepared = Prepared(store, runs.load_split(trained.run, store), trained.scalers)
         sessions = [store.session(i) for i in range(len(store.sessions))]
@@ -224,7 +225,7 @@ def decode(
             where="--rows-only",
             remedy="Name it with --from.",
         )
-    trained = runs.load(folder)
+    trained = weights.load(folder)
     given = recordings(trained, data, options)
     rate = float(np.median([s.rate for s in given.sessions]))
     if look_ahead is not None:

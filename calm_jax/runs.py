@@ -34,6 +34,7 @@ STAGES = {
     "codes": ("codes.h5", "evaluation/tokenizer.json"),
     "transformer": ("transformer/model.npz",),
     "evaluation": ("evaluation/rows.json", "evaluation/examples.npz"),
+    "weights": ("weights/model.json", "weights/weights.safetensors"),
     "report": ("report.html",),
 }
 AGAIN = (
@@ -169,7 +170,6 @@ def load_arrays(path: Path, like: Any) -> Any:
     Raises:
       RunError: when the file is missing, broken or of another model.
     """
-    wanted = named(like)
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = {k: file[k] for k in file.files}
@@ -181,14 +181,24 @@ def load_arrays(path: Path, like: Any) -> Any:
         ) from None
     except DAMAGE as e:
         raise RunError("the file is damaged", where=path, found=_said(e), remedy=AGAIN) from e
+    return tree_of(arrays, like, path, AGAIN)
+
+
+def tree_of(arrays: dict[str, np.ndarray], like: Any, where: object, remedy: str) -> Any:
+    """Arrays by path in the structure of `like`.
+
+    Raises:
+      RunError: when an array is missing or has another shape.
+    """
+    wanted = named(like)
     for name, leaf in wanted.items():
         if name not in arrays or arrays[name].shape != leaf.shape:
             raise RunError(
                 "the file is of another model",
-                where=path,
+                where=where,
                 found=f"{name}: {arrays[name].shape if name in arrays else 'missing'}",
                 expected=f"{leaf.shape}",
-                remedy=AGAIN,
+                remedy=remedy,
             )
     leaves = [jnp.asarray(arrays[k], leaf.dtype) for k, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
@@ -307,8 +317,7 @@ class Trained:
 
 def load_tokenizer(run: Run) -> tokenizers.Tokenizer:
     """The trained tokenizer of a run, computing in float32."""
-    like = jax.eval_shape(lambda: tokenizers.init(run.experiment.tokenizer, jax.random.key(0)))
-    graph, state = nnx.split(like)
+    graph, state = nnx.split(blank_tokenizer(run))
     arrays = load_arrays(run.path("tokenizer", "model.npz"), nnx.to_pure_dict(state))
     return nnx.merge(graph, nnx.State(arrays))
 
@@ -330,7 +339,21 @@ def load(folder: Path | str) -> Trained:
         )
     table = load_table(run)
     tokenizer = load_tokenizer(run)
-    like = jax.eval_shape(
+    graph, state = nnx.split(blank_transformer(run, table))
+    arrays = load_arrays(run.path("transformer", "model.npz"), nnx.to_pure_dict(state))
+    transformer = nnx.merge(graph, nnx.State(arrays))
+    scalers = load_scalers(run)
+    return Trained(run, CalM(tokenizer, transformer), scalers, table)
+
+
+def blank_tokenizer(run: Run) -> tokenizers.Tokenizer:
+    """The tokenizer of a run as shapes without numbers."""
+    return jax.eval_shape(lambda: tokenizers.init(run.experiment.tokenizer, jax.random.key(0)))
+
+
+def blank_transformer(run: Run, table: Table) -> DualAxisTransformer:
+    """The transformer of a run, with rows for a table, as shapes without numbers."""
+    return jax.eval_shape(
         lambda: DualAxisTransformer(
             run.tailored().transformer,
             codes=run.experiment.tokenizer.codes,
@@ -340,8 +363,3 @@ def load(folder: Path | str) -> Trained:
             rngs=nnx.Rngs(0),
         )
     )
-    graph, state = nnx.split(like)
-    arrays = load_arrays(run.path("transformer", "model.npz"), nnx.to_pure_dict(state))
-    transformer = nnx.merge(graph, nnx.State(arrays))
-    scalers = load_scalers(run)
-    return Trained(run, CalM(tokenizer, transformer), scalers, table)

@@ -17,6 +17,7 @@ NAMES = (
     "forecast",
     "evaluate",
     "decode",
+    "export",
     "benchmark",
     "select",
     "report",
