@@ -17,7 +17,8 @@ from calm_jax.recordings import nwb_results, preprocess
 from calm_jax.recordings.batches import bucket
 from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.session import Session
-from calm_jax.runs import Trained, load
+from calm_jax.runs import Trained
+from calm_jax.weights import load
 
 __all__ = ["CalmForecaster", "forecast", "forecast_file", "load", "make_context"]
 

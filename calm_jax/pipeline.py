@@ -1,6 +1,6 @@
 """A run from recordings to report: its stages, in order, each done once.
 
-prepare -> tokenizer -> codes -> transformer -> evaluation -> report. The same call
+prepare -> tokenizer -> codes -> transformer -> evaluation -> weights -> report. The same call
 again continues where the last one stopped; a finished stage is not run twice.
 """
 
@@ -24,6 +24,7 @@ from calm_jax import (
     rows,
     runs,
     scoring,
+    weights,
 )
 from calm_jax.errors import ConfigError
 from calm_jax.forecasting import forecast_file
@@ -64,6 +65,7 @@ def pretrain(experiment: config.Experiment, folder: Path, console: Console | Non
         _transformer(run, prepared, tokenizer, say)
         if jax.process_index() == 0:
             _evaluation(run, prepared, say)
+            _weights(run, say)
             _report(run, say)
     barrier("run")
     return run
@@ -280,6 +282,14 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
         examples.write(trained, prepared, scores, methods, usage)
     if say.shown:
         tables.print_summary(found, say.console)
+
+
+def _weights(run: Run, say: _Say) -> None:
+    """The run as one model to hand on, beside what it leaves for itself."""
+    if not run.done("weights"):
+        with run.stage("weights") as facts:
+            facts["sha256"] = weights.export(run.folder, run.path(weights.FOLDER))
+    say(f"weights: {run.path(weights.FOLDER)}")
 
 
 def _report(run: Run, say: _Say) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from calm_jax import baselines, config, evaluation, rows, runs
+from calm_jax import baselines, config, evaluation, rows, runs, weights
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.errors import RecordingError
 from calm_jax.forecasting import CalmForecaster, all_constant
@@ -20,7 +20,7 @@ from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.store import open_store
 from calm_jax.report import console as tables
-from calm_jax.runs import Trained, load
+from calm_jax.runs import Trained
 
 _NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
 
@@ -77,11 +77,12 @@ def evaluate_run(
     Raises:
       RunError, RecordingError: for a run or recordings that cannot be used.
     """
-    trained = load(folder)
+    trained = weights.load(folder)
     run, e = trained.run, trained.run.experiment
     console = Console(stderr=True, highlight=False)
     say = lambda text: console.print(text, soft_wrap=True, markup=False)
     if data is None:
+        weights.check_recordings(run)
         store = open_store(build(e.data, console))
         prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
         found, _ = forecast_rows(trained, prepared, baselines_of(e, prepared))
