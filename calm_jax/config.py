@@ -128,6 +128,10 @@ class DualAxis:
     mixing_width: int = 0
     neuron_embedding: bool = True
     session_embedding: bool = True
+    # In place of neuron_embedding and of the tables the mixing reads from: what a neuron is,
+    # and how it is coupled, is read from the frames before each step (models/inferred).
+    inferred: bool = False
+    inferred_rank: int = 4  # per head and step
     # Beside the codes (ours; off = as published)
     # Frames of the patch added to the token: their levels, their successive differences
     # (which a drifting baseline leaves alone), or the differences and the last level.

@@ -19,6 +19,7 @@ from calm_jax.config import DualAxis
 from calm_jax.layers.attention import Cache, SelfAttention
 from calm_jax.layers.basic import FeedForward, dropout, layer_norm, split_key
 from calm_jax.layers.mixing import make_mixing
+from calm_jax.models import inferred
 from calm_jax.models.readouts import FrameReadout
 
 
@@ -35,6 +36,8 @@ class Tokens(NamedTuple):
         the first frame counts as no change.
       scale: (B, T', N) what changes of the trace are measured in, for models with
         `window_scale`; None = from `values`, which then begin with the window.
+      traces: what models with `inferred` know of every neuron, of the steps of the context;
+        None = from `values`, which then begin with the window.
     """
 
     codes: Array
@@ -44,6 +47,7 @@ class Tokens(NamedTuple):
     values: Array | None = None
     previous: Array | None = None
     scale: Array | None = None
+    traces: inferred.Traces | None = None
 
 
 def lookup(table: nnx.Embed, index: Array) -> Array:
@@ -56,24 +60,31 @@ def lookup(table: nnx.Embed, index: Array) -> Array:
 class Block(nnx.Module):
     """Temporal attention, neural mixing and feed-forward, pre-LN, scaled residuals."""
 
-    def __init__(self, config: DualAxis, *, dtype: DTypeLike, rngs: nnx.Rngs):
+    def __init__(self, config: DualAxis, patch: int, *, dtype: DTypeLike, rngs: nnx.Rngs):
         c = config
         norm = lambda: layer_norm(c.width, rngs=rngs, dtype=dtype)  # noqa: E731
         self.time_norm, self.neuron_norm, self.ffn_norm = norm(), norm(), norm()
         self.time = SelfAttention(
             c.width, c.heads, causal=True, rope=True, dropout=c.dropout, dtype=dtype, rngs=rngs
         )
-        self.neuron = make_mixing(
-            c.mixing,
-            c.width,
-            c.heads,
-            signed_heads=c.mixing_heads,
-            rank=c.mixing_rank,
-            embedding=c.mixing_width or c.width,
-            dropout=c.dropout,
-            dtype=dtype,
-            rngs=rngs,
-        )
+        self.neuron = (
+            inferred.ContextMixing(
+                c.width, c.mixing_heads, c.inferred_rank, 2 * patch,
+                dropout=c.dropout, dtype=dtype, rngs=rngs,
+            )
+            if c.inferred
+            else make_mixing(
+                c.mixing,
+                c.width,
+                c.heads,
+                signed_heads=c.mixing_heads,
+                rank=c.mixing_rank,
+                embedding=c.mixing_width or c.width,
+                dropout=c.dropout,
+                dtype=dtype,
+                rngs=rngs,
+            )
+        )  # fmt: skip
         self.ffn = FeedForward(
             c.width, c.ffn, activation=c.activation, dropout=c.dropout, dtype=dtype, rngs=rngs
         )
@@ -84,7 +95,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x: Array,
-        neurons: Array,
+        neurons: Array | inferred.Inference,
         mask: Array,
         key: Array | None = None,
         cache: Cache | None = None,
@@ -145,9 +156,17 @@ class DualAxisTransformer(nnx.Module):
             rngs=rngs,
         )
         self.token = embed(codes)
-        self.neuron = embed(neurons) if config.neuron_embedding else None
+        named = not config.inferred  # else no neuron has a row
+        self.neuron = embed(neurons) if config.neuron_embedding and named else None
         self.session = embed(sessions) if config.session_embedding else None
-        self.coupling = embed(neurons, config.mixing_width) if config.mixing_width else None
+        self.coupling = (
+            embed(neurons, config.mixing_width) if config.mixing_width and named else None
+        )
+        self.own = (
+            inferred.OwnStatistics(config.width, dtype=dtype, rngs=rngs)
+            if config.inferred
+            else None
+        )
         self.value = (
             None
             if config.values == "none"
@@ -160,7 +179,7 @@ class DualAxisTransformer(nnx.Module):
             )
         )
         self.blocks = nnx.List(
-            [Block(config, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
+            [Block(config, patch, dtype=dtype, rngs=rngs) for _ in range(config.layers)]
         )
         self.norm = layer_norm(config.width, rngs=rngs, dtype=dtype)
         self.readout = (
@@ -196,6 +215,8 @@ class DualAxisTransformer(nnx.Module):
             x = soft.astype(self.dtype) @ self.token.embedding[...].astype(self.dtype)
         if self.value is not None:
             x = x + self.value(self._value_features(tokens))
+        if self.own is not None:
+            x = x + self.own(_traces_at(self, tokens).own)
         return x + self.identity(tokens)[:, None]
 
     def _value_features(self, tokens: Tokens) -> Array:
@@ -241,6 +262,32 @@ def window_scale(model: DualAxisTransformer, tokens: Tokens) -> Array | None:
     return running_scale(tokens.values) if tokens.scale is None else tokens.scale
 
 
+def neuron_traces(model: DualAxisTransformer, tokens: Tokens) -> inferred.Traces | None:
+    """What a model with `inferred` knows of every neuron; None for other models."""
+    if model.own is None:
+        return None
+    given = tokens.traces
+    return inferred.describe(tokens.values, tokens.mask) if given is None else given
+
+
+def _traces_at(model: DualAxisTransformer, tokens: Tokens) -> inferred.Traces:
+    """The traces at the S steps of `tokens`; a roll-out keeps those of its origin."""
+    found = neuron_traces(model, tokens)
+    if tokens.traces is None:
+        return found
+    return jax.tree.map(lambda x: x[:, -1:], found)
+
+
+def _mixed_by(
+    model: DualAxisTransformer, tokens: Tokens, position: Array | int
+) -> Array | inferred.Inference:
+    """What the neural mixing of steps from `position` reads its couplings from."""
+    traces = neuron_traces(model, tokens)
+    if traces is None:
+        return mixing_embedding(model, tokens)
+    return inferred.Inference(traces.shape, position)
+
+
 def mixing_embedding(model: DualAxisTransformer, tokens: Tokens) -> Array:
     """(B, N, E) embeddings the neural mixing reads its queries and keys from.
 
@@ -278,7 +325,7 @@ def features(
       (B, T', N, D).
     """
     x = model.embed(tokens, soft)
-    e = mixing_embedding(model, tokens)
+    e = _mixed_by(model, tokens, 0)
     keys = split_key(key, len(model.blocks) + 1)
     x = dropout(x, model.config.dropout, keys[-1])
     for block, k in zip(model.blocks, keys[:-1], strict=True):
@@ -319,7 +366,7 @@ def extend(
       features (B, S, N, D) and the caches with these steps in them.
     """
     x = model.embed(tokens, soft)
-    e = mixing_embedding(model, tokens)
+    e = _mixed_by(model, tokens, position)
     out = []
     for block, cache in zip(model.blocks, caches, strict=True):
         x, cache = block(x, e, tokens.mask, None, cache, position)

@@ -23,6 +23,7 @@ from calm_jax.models.dual_axis import (
     code_logits,
     empty_caches,
     extend,
+    neuron_traces,
     window_scale,
 )
 from calm_jax.models.readouts import recent_frames
@@ -212,20 +213,20 @@ def _tokens(
     codes: Array,
     frames: Array,
     previous: Array | None = None,
-    scale: Array | None = None,
+    kept: tuple = (None, None),
 ) -> Tokens:
-    """Tokens of codes (B, S, N) with their frames (B, N, S * patch)."""
+    """Tokens of codes (B, S, N) with their frames (B, N, S * patch); `kept` as `_at_origin`."""
     b, s, n = codes.shape
     values = None
     if model.transformer.value is not None or model.transformer.readout is not None:
         values = frames.reshape(b, n, s, -1).swapaxes(1, 2)
-    return Tokens(codes, context.neuron, context.session, context.mask, values, previous, scale)
+    return Tokens(codes, context.neuron, context.session, context.mask, values, previous, *kept)
 
 
-def _at_origin(net: DualAxisTransformer, tokens: Tokens) -> Array | None:
-    """(B, 1, N) the scale at the end of the context; a roll-out keeps it."""
+def _at_origin(net: DualAxisTransformer, tokens: Tokens) -> tuple:
+    """The scale (B, 1, N) at the end of the context, and its traces: a roll-out keeps both."""
     scale = window_scale(net, tokens)
-    return None if scale is None else scale[:, -1:]
+    return None if scale is None else scale[:, -1:], neuron_traces(net, tokens)
 
 
 def _encode(model: CalM, frames: Array) -> Array:
@@ -255,7 +256,7 @@ def roll_codes(
     vectors = vectors.at[:, :, :past].set(book[codes].swapaxes(1, 2))
     tokens = _tokens(model, context, codes, frames)
     h, caches = extend(net, tokens, empty_caches(net, b * n, past + steps), 0)
-    last, scale = frames[..., -1], _at_origin(net, tokens)
+    last, kept = frames[..., -1], _at_origin(net, tokens)
 
     def step(carry: tuple, s: Array) -> tuple[tuple, None]:
         logits, vectors, caches, last = carry
@@ -277,7 +278,7 @@ def roll_codes(
         if net.value is not None:
             decoded = tokenizers.decode_embeddings(tok, vectors)
             new = jax.lax.dynamic_slice_in_dim(decoded, at * patch, patch, axis=2)
-        tokens = _tokens(model, context, code[:, None], new, last, scale)
+        tokens = _tokens(model, context, code[:, None], new, last, kept)
         h, caches = extend(net, tokens, caches, at, soft=soft)
         return (code_logits(net, h[:, -1]), vectors, caches, new[..., -1]), None
 
@@ -297,7 +298,7 @@ def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
     length = past + new * (blocks - 1)
     tokens = _tokens(model, context, _encode(model, frames), frames)
     h, caches = extend(net, tokens, empty_caches(net, b * n, length), 0)
-    back, scale = max(net.readout.linear_context, patch), _at_origin(net, tokens)
+    back, (scale, traces) = max(net.readout.linear_context, patch), _at_origin(net, tokens)
 
     def read(h: Array, frames: Array) -> Array:
         """(B, N, F) from the features of the last step and all frames so far."""
@@ -322,7 +323,7 @@ def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
         codes = jax.lax.dynamic_slice_in_dim(_encode(model, buffer), at // patch, new, axis=1)
         before = jax.lax.dynamic_slice_in_dim(buffer, at - 1, 1, axis=2)[..., 0]
         steps = None if scale is None else jnp.broadcast_to(scale, (b, new, n))
-        tokens = _tokens(model, context, codes, predicted, before, steps)
+        tokens = _tokens(model, context, codes, predicted, before, (steps, traces))
         h, caches = extend(net, tokens, caches, at // patch)
         seen = jax.lax.dynamic_slice_in_dim(
             jnp.pad(buffer, ((0, 0), (0, 0), (back, 0))), at + size, back, axis=2

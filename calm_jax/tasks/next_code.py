@@ -74,7 +74,7 @@ def _check_ranges(config: configs.DualAxis) -> None:
     """Each number on its own, and parts that nothing would reach."""
     least = {
         "width": 1, "layers": 1, "heads": 1, "ffn": 1, "mixing_heads": 1, "mixing_rank": 1,
-        "neurons_per_trial": 1, "noise_neighbours": 1, "scheduled_block": 1,
+        "inferred_rank": 1, "neurons_per_trial": 1, "noise_neighbours": 1, "scheduled_block": 1,
         "readout_frames": 0, "readout_after": 0, "readout_weight": 0, "linear_context": 0,
         "code_weight": 0,
     }  # fmt: skip
@@ -95,7 +95,20 @@ def _check_ranges(config: configs.DualAxis) -> None:
                 found=getattr(config, name),
                 expected="0 to 1" if name != "dropout" else "0 or more, below 1",
             )
-    if config.mixing == "signed" and not (config.neuron_embedding or config.session_embedding):
+    if config.inferred and config.values == "none":
+        raise ConfigError(
+            "embeddings are inferred from frame values, and the model takes none",
+            where="transformer.inferred",
+            remedy="Set transformer.values to both.",
+        )
+    if config.inferred and config.width % config.mixing_heads:
+        raise ConfigError(
+            "the width must be a multiple of the mixing heads",
+            where="transformer.mixing_heads",
+            found=f"width {config.width}, mixing_heads {config.mixing_heads}",
+        )
+    named = config.neuron_embedding or config.session_embedding or config.inferred
+    if config.mixing == "signed" and not named:
         raise ConfigError(
             "signed mixing reads its couplings from embeddings, and there are none",
             where="transformer.mixing",
