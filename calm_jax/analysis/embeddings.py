@@ -215,7 +215,9 @@ def coding_angle(
     """Angle between the directions of a plane along which two quantities are coded best.
 
     The best direction maximises the correlation with the position along it: w ~ C^-1 c, C
-    the covariance of the coordinates and c theirs with the quantity.
+    the covariance of the coordinates and c theirs with the quantity. The interval takes the
+    plane as it is: in one fitted on the same neurons it is too narrow; held-out neurons
+    (`lda_project`) have no such flaw.
 
     Args:
       coordinates: (N, L), such as those of an LDA. first, second: (N,) such as the d' of
