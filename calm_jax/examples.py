@@ -14,6 +14,7 @@ from calm_jax.models.forecaster import CalM
 from calm_jax.reconstruction import decoded
 from calm_jax.runs import Trained
 from calm_jax.tasks.codes import Codes
+from calm_jax.uncertainty import Residuals
 
 RECONSTRUCTIONS = 6
 FORECASTS = 6
@@ -26,16 +27,18 @@ def write(
     scores: list[evaluation.Score],
     methods: dict[str, Forecaster],
     usage: dict[str, np.ndarray],
+    residuals: Residuals | None = None,
 ) -> None:
     """Writes `evaluation/examples.npz`; what it holds is listed at `report.page`.
 
+    `residuals` give the forecasts of protocol B their quantiles.
     Examples are drawn from the test part with the seed of the run, not chosen.
     """
     run, experiment = trained.run, trained.run.experiment
     rng = np.random.default_rng(experiment.seed)
     arrays: dict[str, Any] = {f"usage_{part}": counts for part, counts in usage.items()}
     arrays |= reconstructions(trained.model, prepared, Codes(run.path("codes.h5")), rng)
-    arrays |= forecasts(trained, prepared, methods, rng)
+    arrays |= forecasts(trained, prepared, methods, rng, residuals)
     arrays |= neuron_correlations(scores)
     arrays["rate"] = prepared.store.sessions[0].rate
     unit = prepared.store.sessions[0].unit
@@ -91,8 +94,9 @@ def forecasts(
     prepared: Any,
     methods: dict[str, Forecaster],
     rng: np.random.Generator,
+    residuals: Residuals | None = None,
 ) -> dict[str, np.ndarray]:
-    """Protocol B windows with the spread of drawn trajectories; keys begin with fc_."""
+    """Protocol B windows with their quantiles where fitted; keys begin with fc_."""
     s = trained.run.experiment.forecasting
     own = CalmForecaster(
         trained.model,
@@ -100,8 +104,7 @@ def forecasts(
         max(x.n_neurons for x in prepared.store.sessions),
         mode=s.mode,
         batch=1,
-        samples=s.samples,
-        quantiles=s.quantiles,
+        samples=s.samples if s.mode == "sample" else 0,
         seed=trained.run.experiment.seed,
     )
     out: dict[str, list] = {k: [] for k in ("context", "true", "mean", "quantiles", "baselines")}
@@ -118,13 +121,16 @@ def forecasts(
         out["context"].append(context[0, :, n])
         out["true"].append(z[o : o + s.horizon, n])
         out["mean"].append(made.mean[0, :, n])
-        out["quantiles"].append(made.quantiles[:, 0, :, n])
+        if residuals is not None:
+            spread = residuals.quantiles(made.mean, context, seen, i, s.quantiles)
+            out["quantiles"].append(spread[:, 0, :, n])
         others = [f(context, i, seen, s.horizon)[0, :, n] for f in methods.values()]
         out["baselines"].append(np.stack(others))
         label.append(_label(prepared, i, a + o, n))
-    arrays = {f"fc_{k}": np.stack(v) for k, v in out.items()}
+    arrays = {f"fc_{k}": np.stack(v) for k, v in out.items() if v}
+    if residuals is not None:
+        arrays |= {"fc_levels": np.array(s.quantiles), "fc_spread": np.array("validation")}
     return arrays | {
-        "fc_levels": np.array(s.quantiles),
         "fc_baseline_names": np.array(list(methods)),
         "fc_label": np.array(label),
     }

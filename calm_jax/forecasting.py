@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from calm_jax import uncertainty
 from calm_jax.errors import RecordingError
 from calm_jax.files import replacing
 from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
@@ -102,12 +103,16 @@ class Given:
     Attributes:
       context: a `Context` with one window (B = 1).
       mean, sd: (N,), traces = scaled * sd + mean.
+      session: index in the run, None for a recording or session it was not trained on.
+      seen: (frames, N) bool, the valid frames of the context.
       notes: what was decided, one line each.
     """
 
     context: Context
     mean: np.ndarray
     sd: np.ndarray
+    session: int | None
+    seen: np.ndarray
     notes: tuple[str, ...]
 
 
@@ -182,7 +187,9 @@ def make_context(
         jnp.full((1,), row, jnp.int32),
         jnp.ones((1, session.n_neurons), bool),
     )
-    return Given(given, scalers.mean[k], scalers.sd[k], tuple(notes))
+    seen = mask[first:][-frames:]
+    known = None if row < 0 else row
+    return Given(given, scalers.mean[k], scalers.sd[k], known, seen, tuple(notes))
 
 
 def all_constant(session: str, neurons: int) -> RecordingError:
@@ -220,7 +227,9 @@ def forecast_file(
     """Forecasts a recording and writes it in the unit of the input.
 
     The npz at `out` holds `mean` (horizon, N), `origin`, `rate`, `neuron` (ids), `unit`,
-    and with samples `quantiles` (levels, horizon, N) and `levels`. A run whose recordings
+    `quantiles` (levels, horizon, N) and `levels`. Quantiles come from the errors of the run's
+    forecasts on its validation part (`uncertainty`), or, with samples, from so many
+    trajectories of drawn codes, whose spread is not calibrated. A run whose recordings
     were resampled (`data.rate`) forecasts this one at the same rate.
 
     Args:
@@ -252,6 +261,10 @@ def forecast_file(
         quantiles=settings.quantiles,
         temperature=settings.temperature,
     )
+    notes = list(given.notes)
+    if made.quantiles is None:
+        made, more = with_quantiles(trained, made, given, settings.quantiles)
+        notes += more
     back = lambda z: np.asarray(z)[..., 0, :, :] * given.sd + given.mean  # noqa: E731
     result = Forecast(back(made.mean), None if made.quantiles is None else back(made.quantiles))
     arrays: dict[str, Any] = {
@@ -280,7 +293,44 @@ def forecast_file(
             quantiles=result.quantiles,
             levels=settings.quantiles,
         )
-    return result, given.notes
+    return result, tuple(notes)
+
+
+def with_quantiles(
+    trained: Trained, made: Forecast, given: Given, levels: tuple[float, ...]
+) -> tuple[Forecast, list[str]]:
+    """A forecast (1, H, N) with the quantiles fitted with the run, and what is to be told.
+
+    Protocol B's are used where they reach far enough, else A's.
+
+    Raises:
+      RunError: when their file is damaged. ConfigError: for a level that was not fitted.
+    """
+    fitted = uncertainty.load(trained.run.path(uncertainty.FILE))
+    if not fitted:
+        return made, [
+            "no quantiles: none were fitted with this run (it is of an earlier version, or exported); "
+            f"`calm-jax evaluate {trained.run.folder}` fits them"
+        ]
+    horizon, notes = made.mean.shape[1], []
+    enough = [p for p in ("B", "A") if p in fitted and fitted[p].horizon >= horizon]
+    chosen = enough[0] if enough else max(fitted, key=lambda p: fitted[p].horizon)
+    residuals = fitted[chosen]
+    if not enough:
+        notes.append(
+            f"quantiles were fitted for {residuals.horizon} frames ahead: later frames have the "
+            "width of the last of these, which is too narrow"
+        )
+    if given.session not in residuals.sigma:
+        notes.append(
+            "no validation part of this recording is known to the run: its quantiles are scaled "
+            "by the context alone, and their coverage here was not measured"
+        )
+    context = np.asarray(given.context.traces)
+    q = residuals.quantiles(
+        np.asarray(made.mean), context, given.seen[None], given.session, levels
+    )
+    return Forecast(made.mean, q), notes
 
 
 def _frame_times(session: Session, first: int, count: int) -> np.ndarray:

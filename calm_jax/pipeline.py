@@ -24,6 +24,7 @@ from calm_jax import (
     rows,
     runs,
     scoring,
+    uncertainty,
     weights,
 )
 from calm_jax.errors import ConfigError
@@ -44,7 +45,7 @@ from calm_jax.training.log import Log
 from calm_jax.training.loop import train
 from calm_jax.training.mesh import barrier
 
-__all__ = ["evaluate_run", "forecast_file", "pretrain", "write_report"]
+__all__ = ["evaluate_run", "forecast_file", "pretrain", "train_models", "write_report"]
 
 
 def pretrain(experiment: config.Experiment, folder: Path, console: Console | None = None) -> Run:
@@ -69,6 +70,23 @@ def pretrain(experiment: config.Experiment, folder: Path, console: Console | Non
             _report(run, say)
     barrier("run")
     return run
+
+
+def train_models(run: Run, prepared: Prepared, console: Console | None = None) -> None:
+    """The tokenizer and the transformer of a run, on recordings that are prepared already.
+
+    What the run folder holds is not trained again.
+
+    Raises:
+      CalmError: for a config or recordings that cannot be used.
+    """
+    say = _Say(console)
+    with compilation.effort(run.experiment.compilation):
+        _tokenizer(run, prepared, say)
+        tokenizer = runs.load_tokenizer(run)
+        if run.tailored().transformer.tokens == "exported":
+            _codes(run, prepared, tokenizer, say)
+        _transformer(run, prepared, tokenizer, say)
 
 
 def check(experiment: config.Experiment) -> None:
@@ -220,7 +238,8 @@ def _transformer(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> Non
     training = e.transformer_training
     windows = Windows(prepared.splits.ranges("train"), training.window, e.seed).per_epoch
     steps = total_steps(training, windows)
-    codes = exported.Codes(run.path("codes.h5"))
+    kept = e.transformer.tokens == "exported"
+    codes = exported.Codes(run.path("codes.h5")) if kept else None
     task = NextCode(
         e.transformer, training, prepared, tokenizer, codes, seed=e.seed, steps=steps
     )
@@ -274,12 +293,13 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
     trained = load(run.folder)
     with run.stage("evaluation"):
         methods = scoring.baselines_of(run.experiment, prepared)
-        found, scores = scoring.forecast_rows(trained, prepared, methods)
+        found, scores, fitted = scoring.forecast_rows(trained, prepared, methods)
+        uncertainty.save(run.path(uncertainty.FILE), fitted)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
         rows.write(found, run.path("evaluation", "rows.json"))
         evaluation.write_neurons(scores, prepared, run.path("evaluation", "neurons.csv"))
         usage = {k: np.array(v) for k, v in run.stages()["codes"]["usage"].items()}
-        examples.write(trained, prepared, scores, methods, usage)
+        examples.write(trained, prepared, scores, methods, usage, fitted.get("B"))
     if say.shown:
         tables.print_summary(found, say.console)
 

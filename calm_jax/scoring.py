@@ -8,9 +8,10 @@ from typing import Any
 
 from rich.console import Console
 
-from calm_jax import baselines, config, evaluation, rows, runs, weights
+from calm_jax import baselines, config, evaluation, rows, runs, uncertainty, weights
 from calm_jax.baselines.windows import Forecaster
-from calm_jax.errors import RecordingError
+from calm_jax.calibration import quantile_rows
+from calm_jax.errors import CalmError, RecordingError
 from calm_jax.forecasting import CalmForecaster, all_constant
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
@@ -23,6 +24,7 @@ from calm_jax.report import console as tables
 from calm_jax.runs import Trained
 
 _NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
+_BATCH = 16  # windows of one call of a forecaster
 
 
 def baselines_of(experiment: config.Experiment, prepared: Prepared) -> dict[str, Forecaster]:
@@ -37,8 +39,11 @@ def forecast_rows(
     *,
     known: bool = True,
     part: str = "test",
-) -> tuple[list[rows.Row], list[evaluation.Score]]:
-    """Rows and scores of the model beside its baselines.
+) -> tuple[list[rows.Row], list[evaluation.Score], dict[str, uncertainty.Residuals]]:
+    """Rows and scores of the model beside its baselines; its quantiles by protocol.
+
+    The quantiles of every method come from its errors on the validation part
+    (`uncertainty`), and are scored on `part` as the forecasts are.
 
     Args:
       known: False when the sessions are not those of the run (mean embeddings).
@@ -55,10 +60,21 @@ def forecast_rows(
         samples=settings.samples if settings.mode == "sample" else 0,
         seed=experiment.seed,
     )
+    every = {"calm": own, **methods}
     scores = evaluation.score_forecasts(
-        prepared, prepared.splits, {"calm": own, **methods}, settings, part, batch=16
+        prepared, prepared.splits, every, settings, part, batch=_BATCH
     )
-    return evaluation.rows_of(scores, experiment.seed), scores
+    found, fitted = evaluation.rows_of(scores, experiment.seed), {}
+    for protocol in dict.fromkeys(s.protocol for s in scores):
+        for name, f in every.items():
+            residuals = uncertainty.fit(prepared, f, settings, protocol, batch=_BATCH)
+            found += quantile_rows(
+                prepared, prepared.splits, name, uncertainty.Calibrated(f, residuals), settings,
+                protocol, part, seed=experiment.seed, batch=_BATCH,
+            )  # fmt: skip
+            if name == "calm":
+                fitted[protocol] = residuals
+    return found, scores, fitted
 
 
 def evaluate_run(
@@ -85,7 +101,8 @@ def evaluate_run(
         weights.check_recordings(run)
         store = open_store(build(e.data, console))
         prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
-        found, _ = forecast_rows(trained, prepared, baselines_of(e, prepared))
+        found, _, fitted = forecast_rows(trained, prepared, baselines_of(e, prepared))
+        _keep(run, fitted, say)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + found
     else:
         store = MemoryStore(recordings_of(data, e, options))
@@ -97,12 +114,25 @@ def evaluate_run(
             f"{data}: scored as recordings never seen in training, with the mean embeddings"
         )
         methods = baselines_of(e, prepared)
-        found, _ = forecast_rows(trained, prepared, methods, known=False)
+        found, _, _ = forecast_rows(trained, prepared, methods, known=False)
     if out is not None:
         rows.write(found, Path(out))
         say(f"wrote {len(found)} rows to {out}")
     tables.print_summary(found, Console(highlight=False))
     return found
+
+
+def _keep(run: runs.Run, fitted: dict[str, uncertainty.Residuals], say: Any) -> None:
+    """Gives a run of an earlier version the quantiles that `calm-jax forecast` writes."""
+    path = run.path(uncertainty.FILE)
+    if path.exists():
+        return
+    try:
+        uncertainty.save(path, fitted)
+    except (OSError, CalmError) as e:
+        say(f"the quantiles of its forecasts could not be kept in the run: {e}")
+    else:
+        say(f"wrote {path}: forecasts of this run have quantiles from now on")
 
 
 def recordings_of(path: Path, e: config.Experiment, options: Sequence[str]) -> list[Any]:

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 
 from calm_jax import config, runs
-from calm_jax.calibration import LEVELS
 from calm_jax.errors import RunError
 from calm_jax.forecasting import CalmForecaster
 from calm_jax.models import tokenizer as tokenizers
@@ -32,7 +31,7 @@ _RESERVE = 0.03  # of the budget, for checkpoints and what was not measured
 
 
 class Calm(CalmForecaster):
-    """A trained model with its quantiles, as a benchmark asks for them.
+    """A trained model as a benchmark asks for it.
 
     Args:
       index: (S,) of each session of the benchmark the index in the run, -1 = not there.
@@ -48,18 +47,15 @@ class Calm(CalmForecaster):
         self._index = np.where(index < 0, len(offsets) - 1, index)
         experiment = trained.run.experiment
         most = max(s.n_neurons for s in prepared.store.sessions)
-        common = {
-            "mode": experiment.forecasting.mode,
-            "batch": min(max(_NEURONS_AT_ONCE // most, 1), 16),
-            "seed": experiment.seed,
-        }
-        samples = experiment.forecasting.samples
+        settings = experiment.forecasting
         super().__init__(
-            trained.model, offsets, most, **common,
-            samples=samples if common["mode"] == "sample" else 0,
-        )  # fmt: skip
-        self._spread = CalmForecaster(
-            trained.model, offsets, most, **common, samples=samples, quantiles=LEVELS
+            trained.model,
+            offsets,
+            most,
+            mode=settings.mode,
+            batch=min(max(_NEURONS_AT_ONCE // most, 1), 16),
+            samples=settings.samples if settings.mode == "sample" else 0,
+            seed=experiment.seed,
         )
         self.tuning = tuning
 
@@ -68,19 +64,6 @@ class Calm(CalmForecaster):
     ) -> np.ndarray:
         """Shapes: context (B, context, N) scaled -> (B, horizon, N)."""
         return self.predict(context, int(self._index[session]), horizon).mean
-
-    def quantiles(
-        self,
-        context: np.ndarray,
-        session: int,
-        mask: np.ndarray,
-        horizon: int,
-        levels: tuple[float, ...] = LEVELS,
-    ) -> np.ndarray:
-        """From sampled trajectories around the forecast: (levels, B, horizon, N)."""
-        if tuple(levels) != LEVELS:
-            raise ValueError("the levels of a benchmark are fixed")
-        return self._spread.predict(context, int(self._index[session]), horizon).quantiles
 
 
 def fit(

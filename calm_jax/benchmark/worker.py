@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax import compilation, config, evaluation
+from calm_jax import compilation, config, evaluation, uncertainty
 from calm_jax import scored_windows as scored
 from calm_jax.baselines import copy_last
 from calm_jax.benchmark import calm, methods, recordings
@@ -105,19 +105,25 @@ def run(job: Job, prepared: Prepared | None = None) -> dict[str, Any]:
     _touch(job, prepared, forecaster)
     seconds = time.monotonic() - begin
     name, seed = job.method.name, job.seed
+    each = [
+        recordings.settings_of(prepared, i, job.experiment.forecasting)
+        for i in range(len(prepared.splits.sessions))
+    ]
+    spread = forecaster
+    if not isinstance(forecaster, QuantileForecaster):
+        fitted = uncertainty.fit(prepared, forecaster, each, job.protocol, batch=BATCH)
+        spread = uncertainty.Calibrated(forecaster, fitted)
     scores, rows = [], []
-    for i in range(len(prepared.splits.sessions)):
-        settings = recordings.settings_of(prepared, i, job.experiment.forecasting)
+    for i, settings in enumerate(each):
         both = {name: forecaster, "copy_last": copy_last.CopyLast()}
         scores += evaluation.score_forecasts(
             prepared, prepared.splits, both, settings,
             sessions=[i], protocols=[job.protocol], batch=BATCH,
         )  # fmt: skip
-        if isinstance(forecaster, QuantileForecaster):
-            rows += quantile_rows(
-                prepared, prepared.splits, name, forecaster, settings, job.protocol,
-                sessions=[i], seed=seed, batch=BATCH,
-            )  # fmt: skip
+        rows += quantile_rows(
+            prepared, prepared.splits, name, spread, settings, job.protocol,
+            sessions=[i], seed=seed, batch=BATCH,
+        )  # fmt: skip
     rows += [r for r in evaluation.rows_of(scores, seed) if r["method"] == name]
     rows = averaged(rows)
     rows.append(row(job.protocol, name, "seconds", seconds, seed=seed))

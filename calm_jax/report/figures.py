@@ -139,10 +139,10 @@ def forecast_example(
     context = context[-2 * len(truth) :]
     past = np.arange(1 - len(context), 1) / rate
     own = style.colour("calm")
-    for low, high, share in _pairs(levels):
+    for low, high, share in pairs(levels):
         alpha = 0.32 if share <= 0.6 else 0.16
         ax.fill_between(ahead, quantiles[low], quantiles[high], color=own, alpha=alpha, lw=0,
-                        label=f"{100 * share:.0f}% of samples")  # fmt: skip
+                        label=f"{100 * share:.0f}% interval")  # fmt: skip
     for method, values in (baselines or {}).items():
         ax.plot(ahead, values, **{**style.line(method), "linewidth": 1.0},
                 label=style.label(method))  # fmt: skip
@@ -328,7 +328,7 @@ def _log_axis(ax: Axes) -> None:
     ax.yaxis.set_minor_formatter(NullFormatter())
 
 
-def _pairs(levels: Sequence[float]) -> list[tuple[int, int, float]]:
+def pairs(levels: Sequence[float]) -> list[tuple[int, int, float]]:
     """Indices of symmetric quantile levels and the share between them, widest first."""
     levels = [float(v) for v in levels]
     out = []

@@ -9,7 +9,7 @@ from pathlib import Path
 import calm_jax
 from calm_jax import config
 from calm_jax.files import replacing
-from calm_jax.report import command, html, sections, style, tables
+from calm_jax.report import command, html, reliability, sections, style, tables
 from calm_jax.report.contents import Contents, machine, read
 from calm_jax.report.sections import Drawing, Section
 
@@ -44,6 +44,7 @@ def write_report(run: Path) -> Path:
             ),
             ("Skill per step ahead", "", sections.skill(contents), scored + drawn),
             ("Example forecasts", "", sections.forecasts(contents), trained + drawn),
+            ("Calibration", "", reliability.calibration(contents), scored + drawn),
             ("Correlation per neuron", "", sections.neurons(contents), trained + drawn),
             (
                 "Reconstruction",

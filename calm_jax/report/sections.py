@@ -169,10 +169,15 @@ def forecasts(run: Contents) -> Section:
 
     caption = "Test windows: the end of what was given, what came, and the forecast"
     if bands:
-        f = run.experiment.forecasting
-        caption += f" in mode {f.mode} (bands: quantiles of {f.samples} sampled trajectories of"
-        caption += " codes, moved onto the line)"
-    missing = [] if bands else ["spread of the forecasts: the run holds no sampled trajectories"]
+        shares = [f"{100 * s:.0f}" for _, _, s in figures.pairs(e["fc_levels"])]
+        caption += f" in mode {run.experiment.forecasting.mode} (bands: central "
+        caption += f"{' and '.join(shares)}% intervals, "
+        # Runs of earlier versions hold trajectories.
+        own = "the errors on the validation part" if run.has("fc_spread") else "sampled codes"
+        caption += f"from {own})"
+    missing = [] if bands else [
+        "spread of the forecasts: the run holds no fitted quantiles"
+    ]
     return Section(_stacks("forecasts", caption, count, draw, columns=3), missing)
 
 
