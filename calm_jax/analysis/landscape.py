@@ -1,18 +1,21 @@
 """The reconstruction-loss landscape over the first two principal components (Fig. 2).
 
-POYO-SSL section 3.3.1: population activity is projected on its first two components; at
-each point g of a grid the loss is estimated from the k = 5 nearest frames,
+POYO-SSL section 3.3.1: population activity is projected on its first two components; at each
+point g of a grid the loss is estimated from its k = 5 nearest frames z_j,
 
-    L(g) = variance of their activity about their mean (per neuron)
-         + penalty * mean_j |g - z_j|^2 / N,
+    L(g) = [ variance of the z_j about their mean + penalty * mean_j |g - z_j|^2 ] / N,
 
-what a reconstruction from the two components cannot know, plus a price for being far from
-data, both in (trace unit)^2 per neuron. The surface is smoothed (Gaussian, sigma 1 grid
-point) to be looked at; measures are taken of the unsmoothed one, minima of the smoothed.
-The paper gives no equation of its roughness sigma_L (2.41 and 878.24): the symbol suggests the SD
+in (trace unit)^2 per neuron. The paper says "the local variance of nearby data points and a
+distance penalty" without an equation: `of = "plane"` takes the variance within the two
+components, as its basins around the data suggest; `of = "activity"` that of all N neurons,
+which is what a reconstruction from two components cannot know. The surface is smoothed
+(Gaussian, sigma 1 grid point) to be looked at; roughness is that of the unsmoothed one,
+minima are counted in the smoothed.
+
+Nor is there an equation of its roughness sigma_L (2.41 and 878.24): the symbol suggests the SD
 of the loss over the grid, which is `roughness` here; it has a unit and grows with the
-penalty. `ruggedness` has no unit: RMS of the Laplacian's departure from its mean over the RMS
-of the loss's departure from its mean; 0 for a plane or a parabolic bowl.
+penalty. `ruggedness` has no unit: SD of the Laplacian over SD of the loss; 0 for a plane or a
+parabolic bowl.
 """
 
 from __future__ import annotations
@@ -57,6 +60,7 @@ def landscape(
     neighbours: int = 5,
     grid: int = 50,
     sigma: float = 1.0,
+    of: str = "plane",
     penalty: float = 1.0,
     most: int = 5000,
     seed: int = 0,
@@ -66,7 +70,7 @@ def landscape(
     Args:
       activity: (T, N), one unit for all that are compared. grid: points a side, which span
         the frames and a tenth of their extent around. sigma: of the smoothing, grid points;
-        0 leaves it out. most: frames used, drawn by `seed`.
+        0 leaves it out. of: "plane" or "activity", see above. most: frames used, drawn by `seed`.
 
     Raises:
       AnalysisError: fewer than two neurons that vary, or not more frames than neighbours.
@@ -75,6 +79,8 @@ def landscape(
     activity = table(activity, what, "frames", "neurons", least=neighbours + 2)
     if activity.shape[1] < 2:
         raise AnalysisError("a plane needs two neurons", where=what, found=activity.shape[1])
+    if of not in ("plane", "activity"):
+        raise AnalysisError("unknown variance", where=what, found=of, expected="plane or activity")
     if grid < 5:
         raise AnalysisError("too coarse a grid", where=what, found=grid, expected="at least 5")
     activity = activity[some(len(activity), most, seed)]
@@ -86,8 +92,9 @@ def landscape(
     at = np.stack(np.meshgrid(x, y), -1).reshape(-1, 2)
     distance, index = nearest(points, neighbours, at)
     n = activity.shape[1]
-    price = penalty * np.mean(distance**2, 1) / n
-    loss = (local_variance(activity, index) + price).reshape(grid, grid)
+    values = points if of == "plane" else activity
+    spread = values.shape[1] * local_variance(values, index)
+    loss = ((spread + penalty * np.mean(distance**2, 1)) / n).reshape(grid, grid)
     smooth = smoothed(loss, sigma)
     return Landscape(
         x, y, loss, smooth, points, fitted.ratio, roughness(loss), ruggedness(loss),

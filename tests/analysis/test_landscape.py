@@ -9,15 +9,17 @@ from calm_jax.analysis.neighbours import local_variance, nearest
 from calm_jax.errors import AnalysisError
 
 
-def test_loss_by_brute_force():
+@pytest.mark.parametrize("of", ["plane", "activity"])
+def test_loss_by_brute_force(of):
     x = np.random.default_rng(0).normal(size=(60, 7)) * np.arange(1, 8)
-    made = land.landscape(x, grid=6, penalty=2.0)
+    made = land.landscape(x, grid=6, penalty=2.0, of=of)
+    values = made.points if of == "plane" else x
     for row in (0, 3):
         for column in (1, 5):
             g = np.array([made.x[column], made.y[row]])
             distance = np.linalg.norm(made.points - g, axis=1)
             five = np.argsort(distance)[:5]
-            known = x[five].var(0).mean() + 2.0 * np.mean(distance[five] ** 2) / 7
+            known = (values[five].var(0).sum() + 2.0 * np.mean(distance[five] ** 2)) / 7
             assert made.loss[row, column] == pytest.approx(known)
     np.testing.assert_allclose(made.smooth, ndimage.gaussian_filter(made.loss, 1.0, mode="nearest"))
     assert made.roughness == pytest.approx(made.loss.std()) and made.n == 60
