@@ -309,8 +309,8 @@ def with_quantiles(
     fitted = uncertainty.load(trained.run.path(uncertainty.FILE))
     if not fitted:
         return made, [
-            "no quantiles: none were fitted with this run (it is of an earlier version, or exported); "
-            f"`calm-jax evaluate {trained.run.folder}` fits them"
+            "no quantiles: none were fitted with this run, which is of an earlier version or "
+            f"exported; `calm-jax evaluate {trained.run.folder}` fits them"
         ]
     horizon, notes = made.mean.shape[1], []
     enough = [p for p in ("B", "A") if p in fitted and fitted[p].horizon >= horizon]

@@ -9,6 +9,7 @@ from typing import Any
 from rich.console import Console
 
 from calm_jax import baselines, config, evaluation, rows, runs, uncertainty, weights
+from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.calibration import quantile_rows
 from calm_jax.errors import CalmError, RecordingError
@@ -61,20 +62,36 @@ def forecast_rows(
         seed=experiment.seed,
     )
     every = {"calm": own, **methods}
-    scores = evaluation.score_forecasts(
-        prepared, prepared.splits, every, settings, part, batch=_BATCH
-    )
-    found, fitted = evaluation.rows_of(scores, experiment.seed), {}
-    for protocol in dict.fromkeys(s.protocol for s in scores):
-        for name, f in every.items():
+    scores, spread, fitted = [], [], {}
+    index_of = {
+        protocol: [
+            i
+            for i in range(len(sessions))
+            if scored.plan(prepared, prepared.splits, i, part, protocol, settings) is not None
+        ]
+        for protocol in settings.protocols
+    }
+    for i in set(range(len(sessions))).difference(*index_of.values()):
+        evaluation.score_forecasts(  # says that the session cannot be forecast
+            prepared, prepared.splits, every, settings, part, sessions=[i]
+        )
+    for protocol, index in index_of.items():
+        for name, f in every.items() if index else ():
             residuals = uncertainty.fit(prepared, f, settings, protocol, batch=_BATCH)
-            found += quantile_rows(
-                prepared, prepared.splits, name, uncertainty.Calibrated(f, residuals), settings,
-                protocol, part, seed=experiment.seed, batch=_BATCH,
-            )  # fmt: skip
             if name == "calm":
                 fitted[protocol] = residuals
-    return found, scores, fitted
+            both = uncertainty.Calibrated(f, residuals)
+            for i in index:
+                scores += evaluation.score_forecasts(
+                    prepared, prepared.splits, {name: both}, settings, part,
+                    sessions=[i], protocols=[protocol], batch=_BATCH,
+                )  # fmt: skip
+                spread += quantile_rows(
+                    prepared, prepared.splits, name, both, settings, protocol, part,
+                    sessions=[i], seed=experiment.seed, batch=_BATCH,
+                )  # fmt: skip
+                both.forget()
+    return evaluation.rows_of(scores, experiment.seed) + rows.averaged(spread), scores, fitted
 
 
 def evaluate_run(

@@ -19,6 +19,7 @@ its own. Only the context of a forecast is looked at; the test part is not touch
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ import numpy as np
 from calm_jax import config
 from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
-from calm_jax.calibration import LEVELS, QuantileForecaster
+from calm_jax.calibration import LEVELS
 from calm_jax.errors import ConfigError, RecordingError, RunError
 from calm_jax.files import replacing
 from calm_jax.recordings.batches import Prepared
@@ -100,6 +101,9 @@ class Residuals:
 class Calibrated:
     """A forecaster with quantiles from its own residuals.
 
+    Forecasts are remembered until `forget`, so that scoring them twice, as they are and with
+    their quantiles, makes them once.
+
     Attributes:
       residuals: as fitted. tuning: of the forecaster, where it has one.
     """
@@ -107,12 +111,22 @@ class Calibrated:
     def __init__(self, forecaster: Forecaster, residuals: Residuals) -> None:
         self._forecaster, self.residuals = forecaster, residuals
         self.tuning = getattr(forecaster, "tuning", [])
+        self._made: dict[tuple, np.ndarray] = {}
+
+    def forget(self) -> None:
+        """Drops the forecasts made so far."""
+        self._made.clear()
 
     def __call__(
         self, context: np.ndarray, session: int, mask: np.ndarray, horizon: int
     ) -> np.ndarray:
         """Shapes: context (B, context, N) -> (B, horizon, N)."""
-        return self._forecaster(context, session, mask, horizon)
+        seen = hashlib.blake2b(np.ascontiguousarray(context))
+        seen.update(np.ascontiguousarray(mask))
+        key = (session, horizon, context.shape, seen.digest())
+        if key not in self._made:
+            self._made[key] = np.asarray(self._forecaster(context, session, mask, horizon))
+        return self._made[key]
 
     def quantiles(
         self,
@@ -123,7 +137,7 @@ class Calibrated:
         levels: tuple[float, ...],
     ) -> np.ndarray:
         """Shapes: context (B, context, N) -> (levels, B, horizon, N)."""
-        made = np.asarray(self._forecaster(context, session, mask, horizon))
+        made = self(context, session, mask, horizon)
         return self.residuals.quantiles(made, context, mask, session, levels)
 
 
@@ -311,23 +325,6 @@ def _mean(x: np.ndarray, axis: Any) -> np.ndarray:
     known = np.isfinite(x)
     n = known.sum(axis)
     return np.where(n > 0, np.where(known, x, 0).sum(axis) / np.maximum(n, 1), np.nan)
-
-
-def calibrated(
-    prepared: Prepared,
-    methods: Mapping[str, Forecaster],
-    settings: config.Forecasting,
-    protocol: str,
-    *,
-    batch: int = 16,
-) -> dict[str, QuantileForecaster]:
-    """Every method with quantiles: its own, or those of its residuals."""
-    return {
-        name: f
-        if isinstance(f, QuantileForecaster)
-        else Calibrated(f, fit(prepared, f, settings, protocol, batch=batch))
-        for name, f in methods.items()
-    }
 
 
 def save(path: Path, fitted: Mapping[str, Residuals]) -> None:

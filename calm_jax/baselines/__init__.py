@@ -16,8 +16,10 @@ from calm_jax.baselines import (
     autoregression,
     copy_last,
     dlinear,
+    itransformer,
     mean,
     nlinear,
+    patchtst,
     poco,
     population_ridge,
     shared_linear,
@@ -38,6 +40,8 @@ METHODS: dict[str, ModuleType] = {
     "tsmixer": tsmixer,
     "poco": poco,
 }
+# Those that need an extra; `missing()` gives one line where it is not installed.
+EXTRAS: dict[str, ModuleType] = {"patchtst": patchtst, "itransformer": itransformer}
 CLOSED_FORM = ("copy_last", "mean", "autoregression", "shared_linear", "population_ridge")
 
 

@@ -21,12 +21,14 @@ from calm_jax.errors import RunError
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 from calm_jax.training.budget import Speed, measure
+from calm_jax.training.deadline import Deadline
 from calm_jax.training.log import Log
 from calm_jax.training.loop import train
 
 _SERIES = 16_384  # neurons x windows of a step, about
 _EVALUATIONS = 8  # in one training
 _EARLY_STOP = 5  # evaluations without improvement
+_AHEAD = 1.2  # steps of a schedule, as a multiple of those that should fit
 _TUNING = 0.5  # of the budget, shared evenly by the grid; the rest trains the best again
 _TRAINING = ("learning_rate", "weight_decay")  # what of a grid point is not the network
 
@@ -70,7 +72,7 @@ def fit(
 
     Half of the budget goes to the grid, evenly; then the best point is trained again
     from the start on the rest, with a schedule of that length. Each training ends within
-    its share by choosing its steps from the measured speed; compilation counts. Where
+    its share (`training.deadline`); compilation counts. Where
     compiling would take more than a third of a share, fewer points are tried, in their
     order; where one only could be, it gets the whole budget. The record says so.
 
@@ -149,33 +151,41 @@ class _Tuning:
             self.record.append({**point, "left_out": "the budget is over"})
             return
         task = self._task_of(_settings(point))
-        n = steps or self.speed.steps(until - time.monotonic(), _EVALUATIONS)
+        n, deadline = steps, None
+        if steps is None:
+            # A few more than fit: the deadline spreads the schedule over the time there is.
+            n = int(_AHEAD * self.speed.steps(until - time.monotonic(), _EVALUATIONS))
+            deadline = Deadline(until, step=self.speed.step, check=self.speed.evaluate)
         entry = {**point, "steps": n, "used_step": None, "validation": None}
         try:
-            result = _train(task, point, n, self._seed, self._folder)
+            result = _train(task, point, n, self._seed, self._folder, deadline)
         except RunError as e:  # such as a learning rate that diverges
             self.error, entry["error"] = e, e.what
         else:
             value = result.best_metrics["loss"]
-            entry |= {"used_step": result.step, "validation": value}
+            used = result.step if steps else round(result.step * result.taken / max(result.at, 1))
+            entry |= {"steps": result.taken or n, "used_step": used, "validation": value}
             if self.best is None or value < self.best[0]:
                 self.best = (value, task, jax.device_get(result.params), entry)
             if steps is None:
-                self._learn(time.monotonic() - start, n, result.step)
+                self._learn(time.monotonic() - start, result)
         entry["seconds"] = round(time.monotonic() - start, 2)
         self.record.append(entry)
 
-    def _learn(self, seconds: float, steps: int, used: int) -> None:
+    def _learn(self, seconds: float, result: Any) -> None:
         """The pace of a whole training, with what was not timed alone, holds for the next."""
-        every = max(1, steps // _EVALUATIONS)
-        done = min(steps, used + _EARLY_STOP * every)
-        left = seconds - self.speed.compile - done / every * self.speed.evaluate
-        if left > 0:
-            self.speed = dataclasses.replace(self.speed, step=left / done)
+        left = seconds - self.speed.compile - _EVALUATIONS * self.speed.evaluate
+        if left > 0 and result.taken:
+            self.speed = dataclasses.replace(self.speed, step=left / result.taken)
 
 
 def _train(
-    task: Forecasting, point: Mapping[str, Any], steps: int, seed: int, folder: Path | None
+    task: Forecasting,
+    point: Mapping[str, Any],
+    steps: int,
+    seed: int,
+    folder: Path | None,
+    deadline: Deadline | None,
 ) -> Any:
     """One training in a folder of its own, which is removed afterwards."""
     training = config.Training(
@@ -198,6 +208,8 @@ def _train(
         Path(folder).mkdir(parents=True, exist_ok=True)
     place = Path(tempfile.mkdtemp(prefix="training-", dir=folder))
     try:
-        return train(task, training, place, seed=seed, steps=steps, log=Log.silent())
+        return train(
+            task, training, place, seed=seed, steps=steps, log=Log.silent(), deadline=deadline
+        )
     finally:
         shutil.rmtree(place, ignore_errors=True)

@@ -23,10 +23,13 @@ from calm_jax.tasks import codes as exported
 from calm_jax.tasks.next_code import NextCode
 from calm_jax.tasks.tokenization import Tokenization
 from calm_jax.training.budget import Speed, measure
+from calm_jax.training.deadline import Deadline
 from calm_jax.training.log import Log
 from calm_jax.training.loop import train
 
 _NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
+_AHEAD = 1.2  # steps of a schedule, as a multiple of those that should fit
+_MOST = 0.8  # of the budget for the tokenizer, however slow it is
 _RESERVE = 0.03  # of the budget, for checkpoints and what was not measured
 
 
@@ -77,9 +80,10 @@ def fit(
     """Tokenizer and transformer of an experiment, trained in `budget_seconds` together.
 
     Both are timed first; then the steps of both stages are multiplied by one factor, so
-    that they keep the proportion of the experiment and the whole ends in time. What the
-    tokenizer leaves or overdraws goes to the transformer. Warm-up, annealing and the
-    cosine are fractions of the steps, so they fit. `folder` becomes a run folder.
+    that they keep the proportion of the experiment. What the tokenizer leaves goes to the
+    transformer. Warm-up, annealing and the cosine are fractions of the steps, so they fit;
+    each stage ends in its time also where the machine gets slower (`training.deadline`).
+    `folder` becomes a run folder.
     """
     begin = time.monotonic()
     check(experiment)
@@ -97,10 +101,14 @@ def fit(
     fixed = sum(s.compile + k * s.evaluate for s, k in zip(speeds, evaluations))
     room = budget_seconds * (1 - _RESERVE) - (time.monotonic() - begin) - fixed
     factor = max(room, 0.0) / sum(n * s.step for n, s in zip(nominal, speeds))
+    count = max(10, int(factor * nominal[0]))
+    own = speeds[0].compile + evaluations[0] * speeds[0].evaluate + count * speeds[0].step
+    until = min(time.monotonic() + own, begin + _MOST * budget_seconds)
 
-    training, steps = _scaled(stages[0], max(10, int(factor * nominal[0])), evaluations[0])
+    training, steps = _scaled(stages[0], int(_AHEAD * count), evaluations[0])
     tok = Tokenization(e.tokenizer, training, prepared, seed=seed, steps=steps)
-    found, first = _stage(tok, training, Path(folder) / "tokenizer", seed, steps, speeds[0])
+    place = Path(folder) / "tokenizer"
+    found, first = _stage(tok, training, place, seed, steps, speeds[0], until)
     e = dataclasses.replace(e, tokenizer_training=training)
     runs.save_arrays(Path(folder) / "tokenizer" / "model.npz", merged(found))
     tokenizer = runs.load_tokenizer(runs.Run(Path(folder), e))
@@ -111,13 +119,14 @@ def fit(
         exported.export(tokenizer, prepared, Path(folder) / "codes.h5", segment=segment)
         codes = exported.Codes(Path(folder) / "codes.h5")
 
-    left = budget_seconds * (1 - _RESERVE) - (time.monotonic() - begin)
-    count = speeds[1].steps(left, evaluations[1])
-    training, steps = _scaled(stages[1], count, evaluations[1])
+    until = begin + budget_seconds * (1 - _RESERVE)
+    count = speeds[1].steps(until - time.monotonic(), evaluations[1])
+    training, steps = _scaled(stages[1], int(_AHEAD * count), evaluations[1])
     dat = NextCode(
         e.transformer, training, prepared, tokenizer, codes, seed=seed, steps=steps
     )
-    found, second = _stage(dat, training, Path(folder) / "transformer", seed, steps, speeds[1])
+    place = Path(folder) / "transformer"
+    found, second = _stage(dat, training, place, seed, steps, speeds[1], until)
     e = dataclasses.replace(e, transformer_training=training)
     _as_run(Path(folder), e, prepared, fill_untrained(found.params, prepared))
     trained = runs.load(folder)
@@ -148,15 +157,24 @@ def _scaled(
 
 
 def _stage(
-    task: Any, training: config.Training, folder: Path, seed: int, steps: int, speed: Speed
+    task: Any,
+    training: config.Training,
+    folder: Path,
+    seed: int,
+    steps: int,
+    speed: Speed,
+    until: float,
 ) -> tuple[Any, dict]:
     start = time.monotonic()
-    found = train(task, training, folder, seed=seed, steps=steps, log=Log.silent())
+    deadline = Deadline(until, step=speed.step, check=speed.evaluate)
+    found = train(
+        task, training, folder, seed=seed, steps=steps, log=Log.silent(), deadline=deadline
+    )
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
     facts = {
         "stage": task.name,
-        "steps": steps,
-        "used_step": found.step,
+        "steps": found.taken,
+        "used_step": round(found.step * found.taken / max(found.at, 1)),
         "validation": found.best_metrics.get("loss"),
         "step_seconds": round(speed.step, 4),
         "seconds": round(time.monotonic() - start, 2),

@@ -66,7 +66,7 @@ def forecast(
             found=f"{seeds} seeds, {budget_seconds:g} s",
             expected="at least 1 seed and a budget above 0 seconds",
         )
-    wanted = methods.chosen(names, runs)
+    wanted = methods.chosen(names, runs, say)
     e = experiments_loader.load_experiment(experiment)
     place = recordings.source_of(
         data, e.data, source=source, store=store, read=tuple(read), rate=rate
@@ -88,7 +88,7 @@ def forecast(
         title = f"{method.name}, seed {seed}" if method.trained else method.name
         job = Job(
             source=place,
-            experiment=_with_data(e, place),
+            experiment=with_data(e, place),
             method=method,
             seed=seed,
             protocol=protocol,
@@ -130,7 +130,7 @@ def forecast(
     return page
 
 
-def _with_data(e: config.Experiment, place: recordings.Source) -> config.Experiment:
+def with_data(e: config.Experiment, place: recordings.Source) -> config.Experiment:
     """The experiment as a run of its own on these recordings would have it."""
     data = place.data
     if place.path is not None:
@@ -140,8 +140,24 @@ def _with_data(e: config.Experiment, place: recordings.Source) -> config.Experim
 
 def _result(job: Job, mark: str) -> tuple[dict[str, Any], bool]:
     """The result of a job, from an earlier call where there is one; whether it is fresh."""
-    out = Path(job.out)
-    identity = _identity(job, mark)
+    return child(
+        "calm_jax.benchmark.worker", job.dumps(), Path(job.out), _identity(job, mark),
+        job.budget_seconds,
+    )  # fmt: skip
+
+
+def child(
+    module: str, text: str, out: Path, identity: str, budget_seconds: float
+) -> tuple[dict[str, Any], bool]:
+    """What a process of its own writes to `out`, or what an earlier one left there.
+
+    Args:
+      module: run as `python -m module JOB`, with the `text` in the file JOB.
+      identity: of the result; a file with another one is made anew.
+
+    Returns:
+      the result (with `error` when it failed), and whether it is fresh.
+    """
     try:
         kept = json.loads(out.read_text())
         if kept.get("identity") == identity and "error" not in kept:
@@ -152,14 +168,14 @@ def _result(job: Job, mark: str) -> tuple[dict[str, Any], bool]:
         out.parent.mkdir(parents=True, exist_ok=True)
         out.unlink(missing_ok=True)
         path = out.with_suffix(".job")
-        path.write_text(job.dumps())
-    words = [sys.executable, "-m", "calm_jax.benchmark.worker", str(path)]
+        path.write_text(text)
+    words = [sys.executable, "-m", module, str(path)]
     # Modules are found where this process found them.
     modules = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if Path(p).is_dir())
     environment = {**os.environ, "PYTHONPATH": modules}
     try:
         done = subprocess.run(
-            words, env=environment, stdout=2, timeout=job.budget_seconds + _PATIENCE
+            words, env=environment, stdout=2, timeout=budget_seconds + _PATIENCE
         )
     except subprocess.TimeoutExpired:
         return {"error": f"gave no result within {_PATIENCE} s of its budget"}, True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +32,26 @@ class Method:
     trained: bool = False
 
 
-def chosen(text: str, runs: Sequence[Path] = ()) -> list[Method]:
+def chosen(
+    text: str, runs: Sequence[Path] = (), note: Callable[[str], None] = lambda text: None
+) -> list[Method]:
     """The methods of `all`, or of a list such as `copy_last,tsmixer,mine.py`, and runs.
 
+    A method of a set whose extra is not installed is left out, which is told to `note`.
+
     Raises:
-      ConfigError: for an unknown name (with the nearest), a file without `fit`, or two
-        methods of one name.
+      ConfigError: for an unknown name (with the nearest), a file without `fit`, two
+        methods of one name, or a named method whose extra is not installed.
     """
     found: list[Method] = []
     for word in (w.strip() for w in text.split(",")):
         if word in names.SETS:
-            found += [_known(n) for n in names.SETS[word]]
+            for name in names.SETS[word]:
+                lacking = _lacking(name)
+                if lacking is None:
+                    found.append(_known(name))
+                else:
+                    note(f"{name} is left out: {lacking}")
         elif word.endswith(".py"):
             found.append(_file(Path(word)))
         elif word:
@@ -70,7 +79,12 @@ def _known(name: str) -> Method:
         return Method(name, "calm", trained=True)
     if name in baselines.METHODS:
         return Method(name, "baseline", trained=_trained(baselines.METHODS[name]))
-    options = [*names.SETS, names.CALM, *baselines.METHODS]
+    if name in baselines.EXTRAS:
+        lacking = _lacking(name)
+        if lacking is not None:
+            raise ConfigError(f"{name} needs an extra", where=_WHERE, found=lacking)
+        return Method(name, "baseline", trained=_trained(baselines.EXTRAS[name]))
+    options = [*names.SETS, names.CALM, *baselines.METHODS, *baselines.EXTRAS]
     near = difflib.get_close_matches(name, options, 1)
     raise ConfigError(
         f"unknown method {name!r}",
@@ -80,8 +94,14 @@ def _known(name: str) -> Method:
     )
 
 
+def _lacking(name: str) -> str | None:
+    """What is not installed that a method needs, in one line."""
+    return baselines.EXTRAS[name].missing() if name in baselines.EXTRAS else None
+
+
 def _expected() -> str:
-    return f"{', '.join([*names.SETS, names.CALM, *baselines.METHODS])}, or a .py file with `fit`"
+    known = [*names.SETS, names.CALM, *baselines.METHODS, *baselines.EXTRAS]
+    return f"{', '.join(known)}, or a .py file with `fit`"
 
 
 def _file(path: Path) -> Method:
@@ -123,4 +143,4 @@ def module_of(method: Method) -> Any:
     """The module whose `fit` a baseline or a file has."""
     if method.kind == "file":
         return load_file(Path(method.path))
-    return baselines.METHODS[method.name]
+    return (baselines.METHODS | baselines.EXTRAS)[method.name]

@@ -14,9 +14,10 @@ BASELINES = (
     "tsmixer",
     "poco",
 )
+EXTRAS = ("patchtst", "itransformer")  # need an extra to be installed
 CALM = "calm"
 SETS = {
-    "all": (*BASELINES, CALM),
-    "baselines": BASELINES,
+    "all": (*BASELINES, *EXTRAS, CALM),
+    "baselines": (*BASELINES, *EXTRAS),
     "closed_form": BASELINES[:5],
 }

@@ -63,7 +63,7 @@ def markdown(page: Page) -> str:
         heads += ["CRPS", "coverage 50/80/95 %"]
     heads += ["seconds", "peak MiB"]
     lines = [[_name(m), *_cells(page, m, quantiles)] for m in page.methods]
-    text = [f"# {page.title}", "", *(f"- {f}" for f in page.facts), "", _table(heads, lines)]
+    text = [f"# {page.title}", "", *(f"- {f}" for f in page.facts), "", table(heads, lines)]
     text += ["", "## MSE per session", "", _sessions(page)]
     text += ["", "## MSE per step ahead", "", _steps(page)]
     if page.tuning:
@@ -104,7 +104,7 @@ def _sessions(page: Page) -> str:
             own = select(chosen, method=m, session=session, animal=animal)
             line.append(_number(_mean([r["value"] for r in own])))
         lines.append(line)
-    return _table(["session", *map(_name, page.methods)], lines)
+    return table(["session", *map(_name, page.methods)], lines)
 
 
 def _steps(page: Page) -> str:
@@ -115,7 +115,7 @@ def _steps(page: Page) -> str:
         [str(h), *(_number(_mean(overall(page.rows, m, "mse", h))) for m in page.methods)]
         for h in steps
     ]
-    return _table(["step", *map(_name, page.methods)], lines)
+    return table(["step", *map(_name, page.methods)], lines)
 
 
 def _tuning(page: Page) -> str:
@@ -132,10 +132,10 @@ def _tuning(page: Page) -> str:
                 "diverged" if "error" in entry else note,
             ])  # fmt: skip
     heads = ["method", "point", "steps", "validation MSE or loss", "seconds", ""]
-    return _table(heads, lines)
+    return table(heads, lines)
 
 
-def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+def table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     marks = ["---"] + ["---:"] * (len(heads) - 1)
     return "\n".join("| " + " | ".join(x) + " |" for x in [heads, marks, *lines])
 

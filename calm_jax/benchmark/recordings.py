@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import hashlib
 from pathlib import Path
+from typing import Any
 
 from calm_jax import config, scoring
 from calm_jax.errors import ConfigError
@@ -81,17 +82,25 @@ def source_of(
     )
 
 
+def store_of(source: Source, experiment: config.Experiment) -> Any:
+    """The recordings behind the interface of a store.
+
+    Raises:
+      CalmError: for recordings that cannot be read.
+    """
+    if source.path is None:
+        return open_store(build(source.data))
+    e = dataclasses.replace(experiment, data=source.data)
+    return MemoryStore(scoring.recordings_of(Path(source.path), e, source.data.read))
+
+
 def prepare(source: Source, experiment: config.Experiment) -> Prepared:
     """The recordings with the split and the scalers of the experiment's settings.
 
     Raises:
       CalmError: for recordings that cannot be read, split or scored.
     """
-    if source.path is None:
-        store = open_store(build(source.data))
-    else:
-        e = dataclasses.replace(experiment, data=source.data)
-        store = MemoryStore(scoring.recordings_of(Path(source.path), e, source.data.read))
+    store = store_of(source, experiment)
     made = splits.make_split(store, experiment.split)
     scalers = preprocess.fit(store, made, experiment.preprocess)
     scoring.check_varying(made.sessions, scalers)

@@ -115,7 +115,7 @@ def run(job: Job, prepared: Prepared | None = None) -> dict[str, Any]:
         spread = uncertainty.Calibrated(forecaster, fitted)
     scores, rows = [], []
     for i, settings in enumerate(each):
-        both = {name: forecaster, "copy_last": copy_last.CopyLast()}
+        both = {name: spread, "copy_last": copy_last.CopyLast()}
         scores += evaluation.score_forecasts(
             prepared, prepared.splits, both, settings,
             sessions=[i], protocols=[job.protocol], batch=BATCH,
@@ -124,6 +124,8 @@ def run(job: Job, prepared: Prepared | None = None) -> dict[str, Any]:
             prepared, prepared.splits, name, spread, settings, job.protocol,
             sessions=[i], seed=seed, batch=BATCH,
         )  # fmt: skip
+        if spread is not forecaster:
+            spread.forget()
     rows += [r for r in evaluation.rows_of(scores, seed) if r["method"] == name]
     rows = averaged(rows)
     rows.append(row(job.protocol, name, "seconds", seconds, seed=seed))

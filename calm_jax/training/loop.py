@@ -18,6 +18,7 @@ from calm_jax import config
 from calm_jax.errors import ConfigError, RunError
 from calm_jax.training import mesh as meshes
 from calm_jax.training.checkpoint import Checkpoints
+from calm_jax.training.deadline import Deadline, moved
 from calm_jax.training.log import Log
 from calm_jax.training.optimizers import optimizer_of, rate_of
 from calm_jax.training.prefetch import Prefetch
@@ -42,12 +43,15 @@ class TrainResult(NamedTuple):
       extra: the state beside them.
       step: the step they are of; with early stopping that of the best validation.
       best_metrics: the validation metrics with the lowest loss; {} without validation.
+      taken: optimiser steps of this call. at: the step of the schedule where it ended.
     """
 
     params: PyTree
     extra: PyTree
     step: int
     best_metrics: dict[str, float]
+    taken: int = 0
+    at: int = 0
 
 
 @dataclasses.dataclass
@@ -72,8 +76,11 @@ def train(
     steps: int,
     config_fingerprint: str = "",
     log: Log | None = None,
+    deadline: Deadline | None = None,
 ) -> TrainResult:
     """Trains `task` for `steps` steps, or continues where an earlier call stopped.
+
+    With a `deadline` (one process only) it ends in time, and is not repeatable to the bit.
 
     Checkpoints go to `folder/checkpoints`. A call with the same arguments after an
     interruption gives parameters that are equal to the bit to those of an
@@ -87,7 +94,7 @@ def train(
     """
     if steps < 1:
         raise ConfigError("no training steps", where="steps", found=steps, expected="1 or more")
-    run = _Run(task, training, Path(folder), seed, steps, config_fingerprint, log)
+    run = _Run(task, training, Path(folder), seed, steps, config_fingerprint, log, deadline)
     run.log.start(run.progress.step, steps, evaluated=run.progress.evaluated)
     try:
         with StopSignals() as signals:
@@ -108,7 +115,9 @@ class _Run:
         steps: int,
         fingerprint: str,
         log: Log | None,
+        deadline: Deadline | None,
     ) -> None:
+        self.deadline, self.taken = deadline, 0
         self.task, self.training, self.folder, self.steps = task, training, folder, steps
         if jax.process_index() > 0:
             log = Log.silent()
@@ -173,8 +182,6 @@ class _Run:
                 remedy="Give the run another folder (--run), or remove this one.",
             )
 
-    # The loop
-
     def go(self, signals: StopSignals) -> TrainResult:
         """Steps until the end, early stopping or a signal."""
         p = self.progress
@@ -185,10 +192,12 @@ class _Run:
         due_line: tuple[int, dict] | None = None
         request = 0
         stop = p.step if p.finished else self.steps
+        drawn = heard = p.step  # heard: up to which step the task had its events
         with Prefetch(self._batch, p.step, stop) as batches:
             while True:
                 request = max(request, self._request(signals))
                 improved = False
+                begin = time.monotonic()
                 if request <= _SAVE and p.step > p.evaluated and self._validates(p.step):
                     due_line = self._print_line(due_line)
                     improved = self._evaluate()
@@ -199,11 +208,15 @@ class _Run:
                     flying.clear()  # their requests are served; a signal is sent again
                 if done or request > _SAVE:
                     break
+                if self.deadline is not None and p.step == p.evaluated > 0:
+                    self.deadline.checked(time.monotonic() - begin)
                 request = 0
-                self._event(p.step)
-                metrics = self._dispatch(step_function, self._next(batches, p.step), signals)
+                for step in range(heard, p.step + 1):
+                    self._event(step)
+                heard = p.step + 1
+                metrics = self._dispatch(step_function, self._next(batches, drawn), signals)
                 due_line = self._print_line(due_line)
-                p.step += 1
+                drawn, self.taken, p.step = drawn + 1, self.taken + 1, self._after(p.step)
                 if p.step % self.training.log_every == 0 or p.step == 1:
                     due_line = (p.step, metrics)
                 flying.append((p.step, metrics))
@@ -222,7 +235,17 @@ class _Run:
         return self._result()
 
     def _validates(self, step: int) -> bool:
-        return step % self.training.eval_every == 0 or step == self.steps
+        every = self.training.eval_every
+        return step // every > self.progress.evaluated // every or step == self.steps
+
+    def _after(self, step: int) -> int:
+        """The step that follows; not the next one where time is short."""
+        if self.deadline is None:
+            return step + 1
+        following = self.deadline.after(step, self.steps, self.training.eval_every)
+        if following > step + 1:
+            self.leaves = moved(self.leaves, self.treedef, following, self.mesh)
+        return following
 
     def _local_request(self, signals: StopSignals) -> int:
         due = time.monotonic() - self.last_save >= self.training.checkpoint_seconds
@@ -373,4 +396,4 @@ class _Run:
                 )
             leaves = meshes.replicate(self._read(step, leaves), self.mesh)
         params, extra = self._for_use(leaves)
-        return TrainResult(params, extra, step, p.best_metrics)
+        return TrainResult(params, extra, step, p.best_metrics, self.taken, p.step)

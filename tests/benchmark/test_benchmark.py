@@ -157,7 +157,12 @@ def test_recordings_without_trials_have_origins_every_four_frames(tmp_path):
 def test_names_are_those_of_the_baselines():
     assert set(names.BASELINES) == set(baselines.METHODS)
     assert names.SETS["closed_form"] == baselines.CLOSED_FORM
-    assert [m.name for m in methods.chosen("all")] == [*names.BASELINES, "calm"]
+    assert set(names.EXTRAS) == set(baselines.EXTRAS)
+    said = []
+    found = [m.name for m in methods.chosen("all", note=said.append)]
+    there = [n for n in names.EXTRAS if baselines.EXTRAS[n].missing() is None]
+    assert found == [*names.BASELINES, *there, "calm"]
+    assert len(said) == len(names.EXTRAS) - len(there)
 
 
 def test_mistakes_are_named(tmp_path, capsys):
