@@ -189,9 +189,12 @@ def confusion(ax: Axes, made: Classification, *, what: str, unit: str = "rows") 
     parts.colour_bar(ax, drawn, "share of the true class (%)")
     ax.set(xlabel=f"{what} given", ylabel=f"true {what}")
     null = f", shuffled {made.null.mean():.2f}" if len(made.null) else ""
-    title = f"balanced accuracy {made.accuracy:.2f}, chance {made.chance:.2f}{null}\n"
-    ax.set_title(f"{title}{parts.p_text(made.p) if len(made.null) else 'no null'}; "
-                 f"n = {made.n:,} {unit}, {made.folds} folds")  # fmt: skip
+    lines = (
+        f"balanced accuracy {made.accuracy:.2f}, chance {made.chance:.2f}{null}",
+        f"{parts.p_text(made.p) if len(made.null) else 'no null'}; "
+        f"n = {made.n:,} {unit}, {made.folds} folds",
+    )
+    ax.set_title("\n".join(lines), loc="left")
     return ax
 
 

@@ -100,7 +100,8 @@ def freezing_scores(ax: Axes, made: Freezing, *, xlabel: str) -> Axes:
     ax.set(xlabel=xlabel)
     ax.margins(x=0.15)
     interval = "; line: 95% interval (t), small dots: seeds" if seeds > 1 else ""
-    ax.set_title(f"n = {seeds} {'seed' if seeds == 1 else 'seeds'}{interval}", color=style.QUIET)
+    ax.set_title(f"n = {seeds} {'seed' if seeds == 1 else 'seeds'}{interval}", loc="left",
+                 color=style.QUIET)  # fmt: skip
     return ax
 
 

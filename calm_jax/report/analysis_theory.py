@@ -66,6 +66,8 @@ def spectra(
     """Median power spectral density of the neurons of each group; the band is their middle half."""
     f = made.frequency
     shown = f > 0
+    if made.length % 2 == 0:  # one-sided: half of the power of the last bin is not counted
+        shown[-1] = False
     for i, (name, chosen) in enumerate(_groups(groups, made.power.shape[1])):
         some = made.power[:, chosen & (made.segments > 0)][shown]
         some = some[:, (some > 0).all(0)]
@@ -166,8 +168,11 @@ def surface(ax: Axes, made: Landscape, *, unit: str = "z-score") -> Axes:
            ylabel=f"component 2 ({100 * made.ratio[1]:.0f}%; {unit})")  # fmt: skip
     ax.set(xlim=(made.x[0], made.x[-1]), ylim=(made.y[0], made.y[-1]))
     minima = f"{made.minima} local {'minimum' if made.minima == 1 else 'minima'}"
-    ax.set_title(f"roughness (SD) {made.roughness:.3g}, ruggedness {made.ruggedness:.2g}, {minima}"
-                 f"\ndots: n = {made.n:,} frames of {made.neurons:,} neurons")  # fmt: skip
+    lines = (
+        f"roughness (SD) {made.roughness:.3g}, ruggedness {made.ruggedness:.2g}, {minima}",
+        f"dots: n = {made.n:,} frames of {made.neurons:,} neurons",
+    )
+    ax.set_title("\n".join(lines), loc="left")
     return ax
 
 
