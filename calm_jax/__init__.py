@@ -20,6 +20,9 @@ _WHERE = {
     "load": "calm_jax.weights",
     "make_context": "calm_jax.forecasting",
     "forecast": "calm_jax.forecasting",
+    "CalMForecaster": "calm_jax.estimators",
+    "CalMDecoder": "calm_jax.estimators",
+    "CalMEmbedding": "calm_jax.estimators",
 }
 __all__ = ["__version__", *_WHERE]
 

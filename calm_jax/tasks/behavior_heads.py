@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,6 +124,18 @@ class TunedHead(FrozenHead):
         return decode_steps(self.head(params), h, batch["neuron"], batch["real"], k_head)
 
 
+@functools.partial(jax.jit, static_argnames=("every_frame", "with_traces"))
+def _read(model: CalM, *given: Array, every_frame: bool, with_traces: bool) -> Array:
+    """`population_features` of a model, compiled once for all readers."""
+    return population_features(
+        model.tokenizer,
+        model.transformer,
+        *given,
+        every_frame=every_frame,
+        with_traces=with_traces,
+    )
+
+
 class FeatureReader:
     """Features of whole ranges, computed once and kept as float16.
 
@@ -152,14 +166,8 @@ class FeatureReader:
         # Window x neurons at a time: bounds the memory of the transformer.
         scale = patch if settings.every_frame else 1
         self._rows = max(1, (1 << 17) // (self._window * self._neurons * scale))
-        self._run = jax.jit(
-            lambda model, *given: population_features(
-                model.tokenizer,
-                model.transformer,
-                *given,
-                every_frame=settings.every_frame,
-                with_traces=settings.traces,
-            )
+        self._run = functools.partial(
+            _read, every_frame=settings.every_frame, with_traces=settings.traces
         )
 
     def __call__(self, i: int, start: int, stop: int) -> np.ndarray:
@@ -172,11 +180,12 @@ class FeatureReader:
     def _features(self, i: int, start: int, stop: int) -> np.ndarray:
         z, _ = self._prepared.range(i, start, stop)
         rows, session = self._table[i]
-        w, n, b = self._window, self._neurons, self._rows
+        w, n = self._window, self._neurons
         table = np.full(n, -1, np.int32)
         table[: rows.size] = rows
         real = np.arange(n) < rows.size
         begins = list(range(0, max(len(z) - w // 2, 1), w // 2))
+        b = min(self._rows, 1 << (len(begins) - 1).bit_length())  # few shapes, little padding
         kept = []
         for at in range(0, len(begins), b):
             part = begins[at : at + b]
