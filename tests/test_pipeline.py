@@ -211,11 +211,11 @@ def test_a_forecast_file_is_in_the_unit_of_the_input(home, run, capsys, samples)
     assert f"wrote {home / 'pred.npz'}" in err
     assert made["mean"].shape == (16, 12) and np.isfinite(made["mean"]).all()
     assert made["origin"] == 300 and made["rate"] == 10.0
-    if samples:
-        assert made["quantiles"].shape == (len(made["levels"]), 16, 12)
-        assert (np.diff(made["quantiles"], axis=0) >= -1e-5).all()
-    else:
-        assert "quantiles" not in made and "levels" not in made
+    assert made["quantiles"].shape == (len(made["levels"]), 16, 12)
+    assert np.isfinite(made["quantiles"]).all()
+    assert (np.diff(made["quantiles"], axis=0) >= -1e-5).all()
+    # From the errors on the validation part: this recording has none.
+    assert ("scaled by the context alone" in err) == (samples == 0)
     with np.load(file) as f:
         fields = dict(f)
     moved = recording(home / "moved.npz", **fields | {"traces": 1000 * fields["traces"] + 7000})
@@ -242,12 +242,12 @@ def test_a_forecast_goes_into_a_copy_of_an_nwb_file(home, run, capsys):
     assert "not an NWB 2 file" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("which", ["known", "new"])
-def test_frames_from_the_origin_on_change_no_bit(home, run, known, capsys, which):
+@pytest.mark.parametrize("which, samples", [("known", 0), ("new", 0), ("known", 2)])
+def test_frames_from_the_origin_on_change_no_bit(home, run, known, capsys, which, samples):
     file = known if which == "known" else recording(home / "never.npz", neurons=12)
     session = calm_jax.read(file)
     origin = 376 if which == "known" else 333
-    flags = f"--context 48 --horizon 16 --origin {origin} --samples 2".split()
+    flags = f"--context 48 --horizon 16 --origin {origin} --samples {samples}".split()
     wanted = forecast(run, file, home / "a.npz", *flags)
     assert ("mean embeddings" in capsys.readouterr().err) == (which == "new")
     later = session.traces.copy()
@@ -261,8 +261,27 @@ def test_frames_from_the_origin_on_change_no_bit(home, run, known, capsys, which
         for key in ("mean", "quantiles"):
             assert (made[key] == wanted[key]).all(), (other, key)
     # The end of the recording is the default origin.
-    made = forecast(run, shorter, home / "c.npz", "--horizon", "16", "--samples", "2")
+    made = forecast(run, shorter, home / "c.npz", "--horizon", "16")
     assert (made["mean"] == wanted["mean"]).all() and made["origin"] == origin
+
+
+def test_a_run_without_fitted_quantiles_says_so_and_evaluate_fits_them(home, run, capsys):
+    file = recording(home / "new2.npz", neurons=12)
+    path = run / "evaluation" / "quantiles.npz"
+    kept = path.read_bytes()
+    path.unlink()
+    made = forecast(run, file, home / "q.npz", "--horizon", "8")
+    assert "quantiles" not in made and "calm-jax evaluate" in capsys.readouterr().err
+    assert cli.main(["evaluate", str(run)]) == 0
+    with np.load(path) as a:
+        again = {k: a[k] for k in a.files}
+    path.write_bytes(kept)
+    with np.load(path) as b:
+        assert set(again) == set(b.files)
+        for k, x in again.items():
+            np.testing.assert_allclose(x, b[k], rtol=1e-5, atol=1e-5)
+    longer = forecast(run, file, home / "q.npz", "--horizon", "90")
+    assert longer["quantiles"].shape[1:] == (90, 12) and "too narrow" in capsys.readouterr().err
 
 
 def test_a_forecast_in_five_lines(home, run, known):

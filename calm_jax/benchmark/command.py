@@ -278,15 +278,21 @@ def _facts(
     parts = e.split
     split = f"{100 * parts.train:.0f}/{100 * parts.valid:.0f}/{100 * parts.test:.0f} %"
     if protocol == "A":
-        windows = f"protocol A: {f.context_a} frames given, scored from frame {f.score_from_a}"
+        windows = (
+            f"protocol A: the first {f.context_a} frames of a trial given, the rest rolled out, "
+            f"scored from frame {f.score_from_a}"
+        )
     else:
-        windows = f"protocol B: {f.context} frames given, {f.horizon} forecast"
+        windows = (
+            f"protocol B: {f.context} frames given, {f.horizon} forecast, origins every "
+            f"{recordings.TRIALS} frames ({recordings.BLOCKS} without trials)"
+        )
     return [
         f"{len(infos)} sessions ({trials} with trials), "
         f"{sum(s.n_neurons for s in infos)} neurons, "
         f"{sum(int(c.sum()) for c in prepared.scalers.constant)} constant ones left out",
         f"split {split} by trial, or in blocks {parts.gap} frames apart; scaled on training frames",
-        f"{windows}, origins every {recordings.TRIALS} frames ({recordings.BLOCKS} without trials)",
+        windows,
         f"trained methods: {budget:g} s each and seed for tuning and training, {seeds} seed"
         f"{'' if seeds == 1 else 's'} (± SD); the others run once",
         f"seconds: fitting, tuning and compiling; peak: of the whole process; {output.machine()}, "

@@ -115,6 +115,8 @@ def run(job: Job, prepared: Prepared | None = None) -> dict[str, Any]:
         spread = uncertainty.Calibrated(forecaster, fitted)
     scores, rows = [], []
     for i, settings in enumerate(each):
+        if job.protocol == "A" and not len(prepared.store.sessions[i].trials):
+            continue  # nothing to forecast there
         both = {name: spread, "copy_last": copy_last.CopyLast()}
         scores += evaluation.score_forecasts(
             prepared, prepared.splits, both, settings,

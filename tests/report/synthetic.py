@@ -80,6 +80,9 @@ def _rows(rng: np.random.Generator, neurons: int, horizon: int) -> list[rows.Row
                 put(protocol, method, i, "skill", 1 - mse / METHODS["copy_last"])
                 put(protocol, method, i, "n_neurons", neurons // 3 - 1)
                 put(protocol, method, i, "n_constant", 1)
+                put(protocol, method, i, "crps", 0.5 * np.sqrt(error))
+                for k in (50, 80, 95):
+                    put(protocol, method, i, f"coverage_{k}", k / 100 - 0.02 * (i + 1))
                 for step in range(first, first + horizon):
                     grow = 1.4 - np.exp(-step / 6) * 1.1 if method != "mean" else 1.0
                     at = error * grow + rng.normal(0, 0.004)

@@ -67,9 +67,9 @@ def test_forecast_starts_one_frame_after_the_last_one_given(ax):
     np.testing.assert_allclose(lines["recorded"][-3:], [[0, 9], [0.1, 10], [0.2, 12]])
     assert "copy last" in lines and lines["forecast origin"][0][0] == 0
     bands = {c.get_label(): c.get_paths()[0].vertices[:, 1] for c in ax.collections}
-    assert set(bands) == {"80% of samples", "50% of samples"}
-    assert (bands["80% of samples"].min(), bands["80% of samples"].max()) == (9, 14)
-    assert (bands["50% of samples"].min(), bands["50% of samples"].max()) == (10, 13)
+    assert set(bands) == {"80% interval", "50% interval"}
+    assert (bands["80% interval"].min(), bands["80% interval"].max()) == (9, 14)
+    assert (bands["50% interval"].min(), bands["50% interval"].max()) == (10, 13)
     assert ax.get_title("right") == "MSE 1.00"
 
 
