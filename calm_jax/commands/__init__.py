@@ -15,6 +15,7 @@ NAMES = (
     "data",
     "pretrain",
     "forecast",
+    "adapt",
     "evaluate",
     "decode",
     "export",

@@ -21,6 +21,10 @@ QUIET = "#767676"  # reference lines and notes
 _METHODS = {
     "calm": ("CalM", "#D55E00", "-"),
     "calm_tokenizer": ("tokenizer", "#D55E00", "-"),
+    "calm_adapted": ("CalM, adapted", "#D55E00", "-"),
+    "calm_unadapted": ("CalM, as it was", "#E69F00", "--"),
+    "calm_scratch": ("CalM, from scratch", "#882255", ":"),
+    "shared_linear_others": ("shared linear, others", "#009E73", ":"),
     "copy_last": ("copy last", "#767676", ":"),
     "copy": ("copy last", "#767676", ":"),
     "mean": ("mean", "#CC79A7", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
