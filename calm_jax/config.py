@@ -15,6 +15,7 @@ import typing
 from typing import Any, Literal
 
 from calm_jax.errors import ConfigError
+from calm_jax.visual_config import VisualSimulation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Data:
     source: str | None = None  # folder or file the builder reads, where it needs one
     store: str = "datasets"  # built stores are kept below this folder
     simulation: Simulation = Simulation()  # used by simulated_population only
+    visual: VisualSimulation = VisualSimulation()  # used by simulated_visual only
     held_out: tuple[str, ...] = ()  # session ids never used for training
     read: tuple[str, ...] = ()  # options of the reader, name=value (docs/formats.md)
     rate: float | None = None  # Hz that recordings are resampled to; None = as recorded

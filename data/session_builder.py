@@ -29,6 +29,7 @@ from calm_jax.recordings.loading import at_rate
 from calm_jax.recordings.session import Session
 from calm_jax.recordings.store import SPLIT
 from calm_jax.recordings.store_writer import StoreWriter, twice
+from calm_jax.visual_config import VisualSimulation
 from data import parts, workers
 
 LEFT_OUT = "left_out.json"  # beside the records: what --skip-unreadable left out
@@ -40,6 +41,8 @@ class SessionsConfig(tfds.core.BuilderConfig):
 
     # Of simulated_population only.
     simulation: Simulation = dataclasses.field(default_factory=Simulation)
+    # Of simulated_visual only.
+    visual: VisualSimulation = dataclasses.field(default_factory=VisualSimulation)
     source: str | None = None  # the folder or file that the other data sets read
     read: tuple[str, ...] = ()  # options of the reader, name=value
     rate: float | None = None  # Hz that every session is resampled to
@@ -61,6 +64,7 @@ class SessionBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     VERSION = tfds.core.Version("1.0.0")
     TITLE = ""
     CITATION = ""
+    FIELD = "simulation"  # of the config that a simulation is made from
     progress: Callable[[int, int], None] = staticmethod(lambda done, total: None)
     workers: int = 1
     skip_unreadable: bool = False
@@ -202,7 +206,8 @@ def part_key(source: Any, config: SessionsConfig) -> str:
     more = [str(source), calm_jax.__version__, *settings_texts(config)]
     if isinstance(source, Path):
         return files_fingerprint([source], *more)
-    return files_fingerprint([], fingerprint(config.simulation), *more)
+    made_from = (config.simulation, config.visual)
+    return files_fingerprint([], fingerprint(made_from), *more)
 
 
 def _features() -> tfds.features.FeaturesDict:

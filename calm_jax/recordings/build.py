@@ -89,6 +89,7 @@ def build(
     settings = shared.SessionsConfig(
         name="any",
         simulation=data.simulation,
+        visual=data.visual,
         source=data.source,
         read=tuple(data.read),
         rate=data.rate,
@@ -99,7 +100,7 @@ def build(
         settings.name = shared.files_fingerprint(sources, *more)
         origin = str(Path(data.source).resolve())
     else:
-        origin = config.fingerprint(data.simulation)
+        origin = config.fingerprint(getattr(data, cls.FIELD))
         settings.name = shared.files_fingerprint([], origin, *more) if more else origin
     builder = cls(data_dir=str(root), config=settings)
     folder = Path(builder.data_dir)

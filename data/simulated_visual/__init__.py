@@ -1,0 +1,1 @@
+"""Simulated populations, eq. 17-18: generated, nothing is downloaded."""
