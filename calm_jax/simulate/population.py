@@ -85,8 +85,7 @@ def simulate(config: Simulation, session: int) -> Simulated:
     rng = np.random.default_rng(config.seed + session)
     trials, neurons = config.trials, config.neurons
 
-    # Drawn first and alone: the network of a seed depends on nothing but N.
-    coupling = rng.normal(0, 1 / np.sqrt(neurons), (neurons, neurons)).astype(np.float32)
+    coupling = _draw_network(rng, neurons)
     h = config.dt / config.substeps / config.tau  # step in units of tau
     drive = np.ascontiguousarray(coupling.T) * np.float32(config.gain * h)
     keep = np.float32(1 - h)
@@ -126,6 +125,17 @@ def simulate(config: Simulation, session: int) -> Simulated:
     traces *= np.float32(config.observation_noise) * sd
     traces += clean
     return Simulated(config, session, traces, clean, spikes, state, coupling)
+
+
+def network(config: Simulation, session: int) -> np.ndarray:
+    """(N, N) float32, the coupling J of a session, without simulating it."""
+    _check(config)
+    return _draw_network(np.random.default_rng(config.seed + session), config.neurons)
+
+
+def _draw_network(rng: np.random.Generator, neurons: int) -> np.ndarray:
+    """Drawn first and alone: the network of a seed depends on nothing but N."""
+    return rng.normal(0, 1 / np.sqrt(neurons), (neurons, neurons)).astype(np.float32)
 
 
 def to_session(simulated: Simulated) -> Session:
