@@ -49,3 +49,8 @@ def evaluate(folder: str) -> str:
 def report(folder: str) -> str:
     """`calm-jax report RUN`."""
     return shlex.join(["calm-jax", "report", folder])
+
+
+def analyze(folder: str) -> str:
+    """`calm-jax analyze RUN`."""
+    return shlex.join(["calm-jax", "analyze", folder])

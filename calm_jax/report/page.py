@@ -9,7 +9,7 @@ from pathlib import Path
 import calm_jax
 from calm_jax import config
 from calm_jax.files import replacing
-from calm_jax.report import command, html, reliability, sections, style, tables
+from calm_jax.report import analyses, command, html, reliability, sections, style, tables
 from calm_jax.report.contents import Contents, machine, read
 from calm_jax.report.sections import Drawing, Section
 
@@ -54,6 +54,7 @@ def write_report(run: Path) -> Path:
             ),
             ("Code usage", "", sections.codes(contents), trained + drawn),
             ("Losses", "", sections.losses(contents), trained + drawn),
+            *analyses.parts(contents, drawn),
         ]
         bodies = [
             (title, text + _figures(contents, section), made)
@@ -113,6 +114,8 @@ def _run(run: Contents) -> str:
         ("everything: training, evaluation, this page",
          command.pretrain(run.experiment, folder)),
         ("the numbers alone", command.evaluate(folder)),
+        ("what the model learned: embeddings, dynamics, couplings, codes, theory",
+         command.analyze(folder)),
         ("this page and its figures alone", command.report(folder)),
     ]  # fmt: skip
     for what, text in commands:

@@ -1,0 +1,1 @@
+"""Analyses of a run: arrays gathered from it, the pure functions of `analysis/` on them."""
