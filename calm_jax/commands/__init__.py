@@ -18,6 +18,7 @@ NAMES = (
     "adapt",
     "evaluate",
     "decode",
+    "analyze",
     "export",
     "benchmark",
     "select",
