@@ -6,6 +6,8 @@ import numpy as np
 
 from calm_jax.errors import AnalysisError
 
+_LARGEST = 1e15  # beyond this, sums of squares in float32 overflow
+
 
 def table(x: np.ndarray, what: str, rows: str, columns: str, *, least: int = 2) -> np.ndarray:
     """`x` (n, D) as floating point, checked: two axes, `least` rows, no NaN or infinity.
@@ -23,10 +25,10 @@ def table(x: np.ndarray, what: str, rows: str, columns: str, *, least: int = 2) 
         )
     if x.shape[1] == 0:
         raise AnalysisError(f"no {columns}", where=what)
-    bad = int(np.count_nonzero(~np.isfinite(x).all(1)))
+    bad = int(np.count_nonzero(~(np.abs(x) <= _LARGEST).all(1)))
     if bad:
         raise AnalysisError(
-            f"NaN or infinite values in {bad} of {x.shape[0]} {rows}",
+            f"NaN, infinite or huge values in {bad} of {x.shape[0]} {rows}",
             where=what,
             remedy=f"Leave these {rows} out.",
         )
@@ -38,11 +40,13 @@ def known_traces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Traces (T, N) with 0 where nothing is known, and where something is known (T, N).
 
+    NaN, infinities and values beyond 1e15 are not known.
+
     Raises:
       AnalysisError: for arrays of another shape, or nothing known at all.
     """
     traces = _two_axes(traces, what, "frames", "neurons")
-    known = np.isfinite(traces)
+    known = np.abs(traces) <= _LARGEST  # False for NaN too
     if mask is not None:
         mask = np.asarray(mask, bool)
         if mask.shape != traces.shape:
@@ -115,12 +119,22 @@ def p_value(value: float, null: np.ndarray) -> float:
     return float((1 + np.count_nonzero(null >= value - close)) / (1 + len(null)))
 
 
-def _two_axes(x: np.ndarray, what: str, rows: str, columns: str) -> np.ndarray:
+def numbers(x: np.ndarray, what: str) -> np.ndarray:
+    """`x` as float32 or float64.
+
+    Raises:
+      AnalysisError: it is no array of numbers.
+    """
     x = np.asarray(x)
+    if x.dtype.kind not in "fiub":
+        raise AnalysisError("not numbers", where=what, found=x.dtype)
+    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
+
+
+def _two_axes(x: np.ndarray, what: str, rows: str, columns: str) -> np.ndarray:
+    x = numbers(x, what)
     if x.ndim != 2:
         raise AnalysisError(
             "another shape", where=what, found=x.shape, expected=f"({rows}, {columns})"
         )
-    if x.dtype.kind not in "fiub":
-        raise AnalysisError("not numbers", where=what, found=x.dtype)
-    return x if x.dtype in (np.float32, np.float64) else x.astype(np.float64)
+    return x

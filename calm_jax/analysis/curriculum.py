@@ -153,6 +153,8 @@ def curriculum(
     x, y, x_test, y_test = (
         pca.project(fitted, traces[at]) / scale for at in (train, train + 1, test, test + 1)
     )
+    if not (y_test.std(0) > 0).any():
+        raise AnalysisError("the held-out frames do not vary", where=what, found=len(test))
     hardness = difficulty(x, neighbours=10).total
     steps = passes * (len(x) // batch)
     if rate is None:

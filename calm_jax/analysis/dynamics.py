@@ -15,6 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from calm_jax.analysis import components as pca
+from calm_jax.analysis.checks import numbers
 from calm_jax.errors import AnalysisError
 
 COMPONENTS = 20  # CalM section 6
@@ -74,7 +75,8 @@ def dynamics(
       AnalysisError: one neuron, other shapes, or traces that do not vary.
     """
     what = "low-dimensional dynamics"
-    truth = np.asarray(truth)
+    truth = numbers(truth, what)
+    forecasts = {m: numbers(p, f"{what}, forecast of {m}") for m, p in forecasts.items()}
     if truth.ndim != 3 or truth.size == 0:
         raise AnalysisError("another shape", where=what, found=truth.shape,
                             expected="(trials, frames, neurons)")  # fmt: skip
@@ -93,8 +95,11 @@ def dynamics(
         raise AnalysisError("too little to find components in", where=what,
                             found=f"{n} neurons, {frames} valid frames",
                             expected="at least 2 and 3")  # fmt: skip
-    source = truth[valid] if fit_on is None else np.asarray(fit_on)
+    source = truth[valid] if fit_on is None else numbers(fit_on, what)
     if fit_on is not None:
+        if source.ndim != 2 or source.shape[1] != n:
+            raise AnalysisError("training traces of other neurons", where=what,
+                                found=source.shape, expected=f"(frames, {n})")  # fmt: skip
         source = source[np.isfinite(source).all(1)]
     fitted = pca.fit(source, components, fewer=True, seed=seed, what=what, rows="frames",
                      columns="neurons")  # fmt: skip

@@ -100,7 +100,9 @@ def neuron_information(
     if lags is None:
         lags = max(min(round(5 * rate), longest // 4), 2)
     count, mean, moments = _moments(values, known)
-    variance = np.where(moments[0] > 1e-12 * (mean**2 + moments[0]), moments[0], 0)
+    # Below, rounding of the mean (or of the fourth power) is all that varies.
+    varies = moments[0] > np.maximum(1e-12 * (mean**2 + moments[0]), 1e-60)
+    variance = np.where(varies, moments[0], 0)
     real = variance > 0
     information = fisher(variance)
     safe = np.where(real, variance, 1)

@@ -14,7 +14,7 @@ import dataclasses
 
 import numpy as np
 
-from calm_jax.analysis.checks import frame_ranges, known_traces, p_value
+from calm_jax.analysis.checks import frame_ranges, known_traces, numbers, p_value
 from calm_jax.analysis.checks import labels as classes_of
 from calm_jax.errors import AnalysisError
 
@@ -122,7 +122,7 @@ def _two_classes(
     activity: np.ndarray, labels: np.ndarray, classes: tuple | None
 ) -> tuple[np.ndarray, np.ndarray, tuple]:
     """Trials of the two classes: activity (K', N), whether each is of the second, both classes."""
-    activity = np.asarray(activity, np.float64)
+    activity = numbers(activity, "tuning").astype(np.float64)
     if activity.ndim != 2 or activity.shape[1] == 0:
         raise AnalysisError("another shape", where="tuning", found=activity.shape,
                             expected="(trials, neurons)")  # fmt: skip

@@ -42,5 +42,5 @@ def test_fewer_components_than_asked_for():
     with pytest.raises(AnalysisError, match="nothing varies"):
         components.fit(np.full((5, 3), 0.1), 1)
     x[3, 1] = np.nan
-    with pytest.raises(AnalysisError, match="NaN or infinite values in 1 of 10 rows"):
+    with pytest.raises(AnalysisError, match="NaN, infinite or huge values in 1 of 10 rows"):
         components.fit(x, 1)

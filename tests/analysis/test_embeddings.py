@@ -107,11 +107,11 @@ def test_the_angle_between_planted_directions(degrees, seed):
 
 def test_the_interval_of_the_angle_covers_it():
     covered = 0
-    for seed in range(40):
+    for seed in range(30):
         x, cue, choice = coded(seed, n=150, d=2)
-        angle = embeddings.coding_angle(x, cue, choice, draws=200, seed=seed)
+        angle = embeddings.coding_angle(x, cue, choice, draws=100, seed=seed)
         covered += angle.low <= 90 <= angle.high
-    assert covered >= 33  # of 40 at 95 %: less with probability 0.003
+    assert covered >= 24  # of 30 at 95 %: less with probability 0.001
     cue[0] = np.inf
     assert embeddings.coding_angle(x, cue, choice, draws=3).n == 149
 
