@@ -5,8 +5,9 @@
 Every session of the data set is left out once. A fold is the experiment with
 `data.held_out`, its tokenizer and transformer trained on the others; then what
 `calm-jax adapt` does with the recording left out. Folds that are finished are not run
-again. With `--steps` fields of the experiment can be cut down for a quick look, and the
-report says so. Writes OUT/rows.json, OUT/table.md and OUT/minutes.png and .svg.
+again. Fields of the experiment may follow, to cut training down for a quick look; `--steps`
+is of adapting and of training from scratch. Writes OUT/rows.json, OUT/table.md and
+OUT/minutes.png and .svg.
 """
 
 from __future__ import annotations
@@ -75,6 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--minutes", nargs="+", default=["1", "2", "5", "all"])
     parser.add_argument("--steps", type=int, default=100, help="of adapting, and from scratch")
     parser.add_argument("--only", nargs="+", help="sessions to leave out; default: each once")
+    parser.add_argument("--no-scratch", action="store_true")
     parser.add_argument("--pretrain-only", action="store_true")
     known, fields = parser.parse_known_args(arguments)
     prefer_large_pages()
@@ -94,8 +96,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         json_ = known.out / "rows" / f"{name}.json"
         if not json_.is_file():
             adaptation_curve.curve(
-                run.folder, path, minutes=known.minutes, steps=known.steps, json_out=json_
-            )
+                run.folder, path, minutes=known.minutes, steps=known.steps, json_out=json_,
+                scratch=not known.no_scratch,
+            )  # fmt: skip
         found += rows.read(json_)
     if found:
         found = rows.averaged(found)

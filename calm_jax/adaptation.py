@@ -25,6 +25,7 @@ from calm_jax.errors import RunError
 from calm_jax.forecasting import CalmForecaster
 from calm_jax.models.dual_axis import DualAxisTransformer
 from calm_jax.models.forecaster import CalM
+from calm_jax.recordings.batches import Windows
 from calm_jax.runs import Run, Trained
 from calm_jax.tasks.new_rows import NewRows, joined, mean_rows, tables_of
 from calm_jax.tasks.next_code import NextCode
@@ -104,17 +105,24 @@ def transformer_of(
     return nnx.merge(nnx.graphdef(like), nnx.State(jax.tree.map(jax.numpy.asarray, params)))
 
 
-def small_training(e: config.Experiment, steps: int, rate: float | None = None) -> config.Training:
-    """The run's training cut down to `steps`, with early stopping and the best kept."""
-    watch = "mse" if e.transformer.readout_frames else "loss"
+def small_training(
+    e: config.Experiment, given: Given, steps: int, rate: float | None = None
+) -> config.Training:
+    """The run's training cut down to `steps`, with early stopping and the best kept.
+
+    One validation sees each of the minutes' validation windows about once.
+    """
+    own = e.transformer_training
+    windows = Windows(given.prepared.splits.ranges("valid"), own.window, e.seed).per_epoch
     return dataclasses.replace(
-        e.transformer_training,
+        own,
         steps=steps,
         epochs=None,
-        learning_rate=e.transformer_training.learning_rate if rate is None else rate,
-        eval_every=max(1, steps // _EVALUATIONS),
+        learning_rate=own.learning_rate if rate is None else rate,
+        eval_every=max(min(steps, 5), steps // _EVALUATIONS),
+        eval_batches=min(own.eval_batches, -(-windows // own.batch)),
         early_stop=_PATIENCE,
-        watch=watch,
+        watch="mse" if e.transformer.readout_frames else "loss",
         checkpoint_seconds=1e9,
     )
 
@@ -150,7 +158,7 @@ def _rows(
     log: Log | None,
 ) -> Adapted:
     e = trained.run.tailored()
-    training = small_training(e, steps, RATE)
+    training = small_training(e, given, steps, RATE)
     task = NewRows(
         dataclasses.replace(e.transformer, tokens="encoded"),
         training,
@@ -218,7 +226,7 @@ def _linear(trained: Trained, given: Given, params: dict) -> Adapted:
 def scratch(trained: Trained, given: Given, folder: Path, *, steps: int, seed: int) -> CalM:
     """The same transformer trained on the minutes alone, with the tokenizer of the run."""
     e = trained.run.tailored()
-    training = small_training(e, steps)
+    training = small_training(e, given, steps)
     task = NextCode(
         dataclasses.replace(e.transformer, tokens="encoded"),
         training, given.prepared, trained.model.tokenizer, None, seed=seed, steps=steps,

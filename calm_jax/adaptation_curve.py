@@ -166,7 +166,12 @@ def _of_others(trained: Trained, say: adaptation.Say) -> Forecaster | None:
     try:
         store = open_store(build(run.experiment.data))
         prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
-        return shared_linear.fit(prepared, prepared.splits, settings.context, settings.horizon)
+        made = baselines.PerContext(
+            shared_linear, prepared, prepared.splits, settings.horizon
+        )
+        blank = np.zeros((1, settings.context, 1), np.float32)
+        made(blank, 0, np.ones(blank.shape, bool), settings.horizon)  # what is missing shows now
+        return made
     except CalmError as problem:
         say(f"no linear map of the other animals: {problem}")
         return None

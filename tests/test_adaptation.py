@@ -345,6 +345,17 @@ def test_the_command_makes_runs_and_rows(tmp_path, capsys):
     np.testing.assert_allclose(a["value"], b["value"], rtol=1e-4)
 
 
+def test_the_map_of_the_other_animals_takes_contexts_of_any_length(tmp_path):
+    said = []
+    f = adaptation_curve._of_others(trained(tmp_path), said.append)
+    for context in (12, 9):
+        x = walk(context, 7)[None]
+        assert f(x, 0, np.ones(x.shape, bool), 4).shape == (1, 4, 7)
+    (tmp_path / "old" / "old2.npz").unlink()
+    assert adaptation_curve._of_others(runs.load(tmp_path / "run"), said.append) is None
+    assert "no linear map" in said[0]
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [({"rate": 40.0}, "--rate 10"), ({"session": "old3", "neurons": 3, "seed": 3}, "never seen")],
