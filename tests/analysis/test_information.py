@@ -154,3 +154,18 @@ def test_effective_size_weighs_neurons_by_their_frames():
     by_hand = 1000 / x[:, 0].var() + 500 / x[:500, 1].var()
     assert table.effective[0] == pytest.approx(by_hand)
     assert table.efficiency[0] == pytest.approx(by_hand / 1500)
+
+
+def test_the_interval_of_a_ratio_covers_it():
+    covered = 0
+    for seed in range(60):
+        rng = np.random.default_rng(seed)
+        x = np.concatenate([rng.lognormal(0.7, 0.5, 80), rng.lognormal(0, 0.5, 60), [np.nan]])
+        names = np.repeat(["a", "b"], [80, 61])
+        made = groups.ratio(x, names, "a", "b", draws=200, seed=seed)
+        covered += made.low <= np.exp(0.7) <= made.high
+        assert made.low < made.value < made.high and made.n == (80, 60)
+    assert covered >= 49  # of 60 at 95 %: less with probability below 0.001
+    assert made.value == pytest.approx(x[:80].mean() / x[80:140].mean())
+    with pytest.raises(AnalysisError, match="too few neurons of c"):
+        groups.ratio(x, names, "a", "c")
