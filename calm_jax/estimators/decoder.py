@@ -196,7 +196,7 @@ class CalMDecoder(CalMEstimator):
         from sklearn.utils import ClassifierTags, RegressorTags
 
         tags = super().__sklearn_tags__()
-        tags.target_tags.required = True
+        tags.target_tags.required = tags.target_tags.multi_output = True
         if self.classify is True or hasattr(self, "classes_"):
             tags.estimator_type = "classifier"
             # Frames drawn at random, as the checks have them, are no recording.
@@ -204,7 +204,6 @@ class CalMDecoder(CalMEstimator):
         elif self.classify is False or hasattr(self, "targets_"):
             tags.estimator_type = "regressor"
             tags.regressor_tags = RegressorTags(poor_score=True)
-            tags.target_tags.multi_output = True
         return tags
 
     # -- the head --------------------------------------------------------------------

@@ -109,7 +109,7 @@ class CalMForecaster(CalMEstimator):
         `fit` flatter. A missing frame does not count.
 
         Raises:
-          ValueError: when no range of X holds a context of one code and a horizon.
+          ValueError: when no range of X holds a frame and a horizon after it.
         """
         check_is_fitted(self)
         sessions, places = self._given(X)
@@ -119,8 +119,8 @@ class CalMForecaster(CalMEstimator):
             raise InputError(
                 "no range is long enough to be scored",
                 where="X",
-                expected=f"more than horizon + 4 = {self._horizon(None) + 4} frames, "
-                "in which a neuron varies",
+                expected=f"more than the horizon, {self._horizon(None)} frames, in which a neuron "
+                "varies",
             )
         return float(values.mean())
 
