@@ -6,7 +6,11 @@ MAKEFLAGS += --no-print-directory
 PY := .venv/bin/python
 ARGS ?=
 
-.PHONY: help env pretrain data report test fuzz lint bench clean
+ifdef SEEDS
+TABLE_SEEDS := --seeds $(SEEDS)
+endif
+
+.PHONY: help env pretrain table data report test fuzz lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -20,6 +24,10 @@ pretrain: env  ## run an experiment from recordings to report: EXP=calm_base
 	@if [ -z "$(EXP)" ]; then echo "error: no experiment named. make pretrain EXP=calm_base; there are:" \
 	  $(filter-out __init__,$(basename $(notdir $(wildcard experiments/*.py)))) >&2; exit 2; fi
 	@GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} exec $(PY) -m calm_jax pretrain $(EXP) $(ARGS)
+
+table: env  ## run a table of experiments: EXP=poyo_ssl_table3 SEEDS=3
+	@if [ -z "$(EXP)" ]; then echo "error: no table named. make table EXP=poyo_ssl_table3 SEEDS=3" >&2; exit 2; fi
+	@GLIBC_TUNABLES=$${GLIBC_TUNABLES:-glibc.malloc.hugetlb=1} exec $(PY) -m calm_jax table $(EXP) $(TABLE_SEEDS) $(ARGS)
 
 data: env  ## build a data set: NAME=interchange SOURCE=folder
 	@if [ -z "$(NAME)" ]; then echo "error: no data set named. make data NAME=interchange SOURCE=folder" >&2; exit 2; fi

@@ -14,6 +14,7 @@ NAMES = (
     "info",
     "data",
     "pretrain",
+    "table",
     "forecast",
     "adapt",
     "evaluate",

@@ -7,13 +7,13 @@ import dataclasses
 import io
 import typing
 from collections.abc import Sequence
+from typing import Any
 
 from calm_jax.commands.flags import nearest
-from calm_jax.config import Experiment
 from calm_jax.errors import ConfigError
 
 
-def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
+def override(experiment: Any, arguments: Sequence[str]) -> Any:
     """The experiment with fields changed by flags such as `--transformer.layers 2`.
 
     Raises:
@@ -21,7 +21,7 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     """
     if not arguments:
         return experiment
-    flags = field_flags(Experiment)
+    flags = field_flags(type(experiment))
     for word in arguments:
         name = word.split("=")[0].replace("_", "-")
         if word.startswith("--") and word != "--help" and name not in flags:
@@ -36,7 +36,7 @@ def override(experiment: Experiment, arguments: Sequence[str]) -> Experiment:
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
-                Experiment,
+                type(experiment),
                 args=list(arguments),
                 default=experiment,
                 prog="calm-jax pretrain EXP",

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from calm_jax.commands import flags
 from calm_jax.commands.fields import override
+from calm_jax.config import Experiment
 from calm_jax.errors import ConfigError
 
 TEXT = "run an experiment from recordings to report"
@@ -40,8 +42,15 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
     from calm_jax.allocator import prefer_large_pages
 
     prefer_large_pages()  # before jax starts its threads
-    compilation.prepare(experiment.compilation)
-    flags.start_jax()
-    from calm_jax import pipeline
+    folder = known.run or Path("runs") / experiment.name
+    if isinstance(experiment, Experiment):
+        compilation.prepare(experiment.compilation)
+        flags.start_jax()
+        from calm_jax import pipeline
 
-    pipeline.pretrain(experiment, known.run or Path("runs") / experiment.name)
+        pipeline.pretrain(experiment, folder)
+        return
+    flags.start_jax()
+    from calm_jax.visual import stages
+
+    stages.pretrain(experiment, folder, lambda text: print(text, file=sys.stderr))

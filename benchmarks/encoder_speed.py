@@ -1,0 +1,243 @@
+"""How fast the population encoder trains, beside torch_brain 0.1.2, in one run.
+
+    python benchmarks/encoder_speed.py --peer-python OTHER/.venv/bin/python
+
+Both make the same training step (forward, cross-entropy, backward, LAMB) on the same batch:
+8 windows of 1,500 tokens, single-session size (width 64, 6 blocks, 2 cross and 8 self heads,
+16 latents every 1/8 s). They run in processes of their own and take turns, a few steps each,
+so that both meet the same load of the machine; told are medians and the ratio of pairs.
+
+The peer needs PyTorch and torch_brain 0.1.2 in an environment of its own:
+`pip install torch torch_brain==0.1.2`. Without `--peer-python` we run alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+BATCH, TOKENS, UNITS, FRAMES, CLASSES = 8, 1500, 50, 30, 8
+SIZES = {"width": 64, "depth": 6, "cross_heads": 2, "self_heads": 8, "latents_per_step": 16}
+
+
+def batch() -> dict[str, np.ndarray]:
+    """One batch, the same for both: values, units, times (s), classes."""
+    rng = np.random.default_rng(0)
+    frame, unit = np.divmod(np.arange(TOKENS), UNITS)
+    one = lambda a: np.broadcast_to(a, (BATCH, TOKENS)).copy()
+    return {
+        "values": rng.standard_normal((BATCH, TOKENS)).astype(np.float32),
+        "units": one(unit + 1),
+        "times": one(frame / FRAMES),
+        "classes": rng.integers(0, CLASSES, BATCH),
+    }
+
+
+def ours(dropout: bool):
+    """A function that makes n training steps of calm_jax."""
+    import jax
+    import optax
+    from flax import nnx
+
+    from calm_jax.models import population_encoder as encoders
+    from calm_jax.recordings import population_tokens as tokens
+    from calm_jax.training.lamb import lamb, sparse_path
+    from calm_jax.training.state import named, with_leaves
+
+    config, made = encoders.EncoderConfig(**SIZES), batch()
+    heads = {"grating": (1, CLASSES)}
+    model = encoders.init(config, jax.random.key(0), units=UNITS, sessions=1, heads=heads)
+    graph, state = nnx.split(model)
+    tree = nnx.to_pure_dict(state)
+    params = named(tree)
+    optimizer = lamb(2.5e-4, weight_decay=1e-4, sparse=sparse_path)
+    omega = tokens.frequencies(config.head_width, config.t_min, config.t_max)
+    samples = [
+        tokens.Sample(
+            made["values"][b],
+            made["units"][b].astype(np.int32),
+            made["times"][b],
+            sessions=np.array([1], np.int32),
+            tasks=np.array([1], np.int32),
+            query_times=np.array([0.5]),
+            targets={"grating": made["classes"][b : b + 1].astype(np.int32)},
+            weights=np.ones(1, np.float32),
+        )
+        for b in range(BATCH)
+    ]
+    given = tokens.collate(samples, omega, heads, tokens=(TOKENS,), queries=(1,))
+
+    def loss(params, given, key):
+        model = nnx.merge(graph, nnx.State(with_leaves(tree, params)))
+        out = encoders.outputs(model, given, key=key if dropout else None)
+        return encoders.loss(model, out, given)[0]
+
+    @partial(jax.jit, donate_argnums=(0, 1))
+    def step(params, state, given, key):
+        value, grads = jax.value_and_grad(loss)(params, given, key)
+        updates, state = optimizer.update(grads, state, params)
+        return optax.apply_updates(params, updates), state, value
+
+    carry = [params, optimizer.init(params)]
+
+    def run(n: int) -> float:
+        for i in range(n):
+            carry[0], carry[1], value = step(*carry, given, jax.random.key(i))
+        return float(value)
+
+    return run
+
+
+def peer(dropout: bool):
+    """A function that makes n training steps of torch_brain."""
+    import torch
+    from torch_brain.models import CalciumPOYOPlus
+    from torch_brain.optim import SparseLamb
+    from torch_brain.registry import MODALITY_REGISTRY
+
+    name, made = "drifting_gratings_orientation", batch()
+    spec = dataclasses.replace(MODALITY_REGISTRY[name], id=1)
+    torch.manual_seed(0)
+    model = CalciumPOYOPlus(
+        sequence_length=1.0,
+        readout_specs={name: spec},
+        latent_step=0.125,
+        num_latents_per_step=SIZES["latents_per_step"],
+        dim=SIZES["width"],
+        depth=SIZES["depth"],
+        dim_head=64,
+        cross_heads=SIZES["cross_heads"],
+        self_heads=SIZES["self_heads"],
+        ffn_dropout=0.2,
+        lin_dropout=0.4,
+        atn_dropout=0.2,
+    )
+    model.unit_emb.initialize_vocab([f"u{i}" for i in range(UNITS)])
+    model.session_emb.initialize_vocab(["s"])
+    model.train(dropout)
+    tables = {id(p) for p in (*model.unit_emb.parameters(), *model.session_emb.parameters())}
+    optimizer = SparseLamb(
+        [
+            {"params": [p for p in model.parameters() if id(p) in tables], "sparse": True},
+            {"params": [p for p in model.parameters() if id(p) not in tables]},
+        ],
+        lr=2.5e-4,
+        weight_decay=1e-4,
+    )
+    step, per = 0.125, SIZES["latents_per_step"]
+    latent_times = np.repeat((np.arange(8) + 0.5) * step, per).astype(np.float32)
+    given = {
+        "input_unit_index": torch.as_tensor(made["units"]),
+        "input_timestamps": torch.as_tensor(made["times"], dtype=torch.float32),
+        "input_values": torch.as_tensor(made["values"])[..., None],
+        "input_mask": torch.ones(BATCH, TOKENS, dtype=torch.bool),
+        "latent_index": torch.arange(per).repeat(8).expand(BATCH, -1),
+        "latent_timestamps": torch.as_tensor(latent_times).expand(BATCH, -1),
+        "output_session_index": torch.ones(BATCH, 1, dtype=torch.long),
+        "output_timestamps": torch.full((BATCH, 1), 0.5),
+        "output_decoder_index": torch.full((BATCH, 1), spec.id, dtype=torch.long),
+    }
+    classes = torch.as_tensor(made["classes"])
+
+    def run(n: int) -> float:
+        for _ in range(n):
+            optimizer.zero_grad()
+            out = model(**given)
+            out = out[name] if isinstance(out, dict) else torch.cat([o[name] for o in out])
+            loss = torch.nn.functional.cross_entropy(out.reshape(BATCH, -1), classes)
+            loss.backward()
+            optimizer.step()
+        return float(loss)
+
+    return run
+
+
+def serve(which: str, dropout: bool) -> None:
+    """Steps on demand: a number on standard input, seconds and loss as JSON out."""
+    run = {"ours": ours, "peer": peer}[which](dropout)
+    run(2)
+    print(json.dumps("ready"), flush=True)
+    for line in sys.stdin:
+        start = time.perf_counter()
+        loss = run(int(line))
+        print(json.dumps([time.perf_counter() - start, loss]), flush=True)
+
+
+class Worker:
+    """A process that makes steps when asked."""
+
+    def __init__(self, python: str, which: str, dropout: bool) -> None:
+        self.process = subprocess.Popen(
+            [python, str(Path(__file__).resolve()), "--serve", which]
+            + ([] if dropout else ["--no-dropout"]),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=Path(__file__).resolve().parents[1],
+        )
+        self._read()
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            sys.exit(f"a worker ended with status {self.process.wait()}")
+        return json.loads(line)
+
+    def seconds(self, steps: int) -> float:
+        """Seconds of one step, mean of `steps`."""
+        print(steps, file=self.process.stdin, flush=True)
+        return self._read()[0] / steps
+
+    def close(self) -> None:
+        self.process.stdin.close()
+        self.process.wait()
+
+
+def measure(python: str | None, dropout: bool, rounds: int, steps: int) -> None:
+    """Prints tokens per second of both and their ratio."""
+    workers = {"calm_jax": Worker(sys.executable, "ours", dropout)}
+    if python:
+        workers["torch_brain"] = Worker(python, "peer", dropout)
+    times = {name: [] for name in workers}
+    for turn in range(rounds):
+        # Who goes first alternates.
+        for name in list(workers) if turn % 2 else list(workers)[::-1]:
+            times[name].append(workers[name].seconds(steps))
+    for worker in workers.values():
+        worker.close()
+    print("with dropout" if dropout else "without dropout")
+    for name, t in times.items():
+        rate = BATCH * TOKENS / np.median(t)
+        print(f"  {name:12s} {rate:8.0f} tokens/s ({np.median(t):.3f} s/step)")
+    if python:
+        ratio = np.array(times["torch_brain"]) / np.array(times["calm_jax"])
+        low, high = np.quantile(ratio, [0.25, 0.75])
+        print(f"  ratio        {np.median(ratio):8.2f} (quartiles {low:.2f}-{high:.2f})")
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--peer-python", help="an interpreter with PyTorch and torch_brain")
+    parser.add_argument("--rounds", type=int, default=12)
+    parser.add_argument("--steps", type=int, default=3, help="of a turn")
+    parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
+    parser.add_argument("--no-dropout", action="store_true", help=argparse.SUPPRESS)
+    known = parser.parse_args()
+    if known.serve:
+        serve(known.serve, not known.no_dropout)
+        return
+    for dropout in (True, False):
+        measure(known.peer_python, dropout, known.rounds, known.steps)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Experiments of POYO-SSL: who pretrains, who fine-tunes, and the table they make."""
