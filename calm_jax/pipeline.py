@@ -92,6 +92,7 @@ def train_models(run: Run, prepared: Prepared, console: Console | None = None) -
 def check(experiment: config.Experiment) -> None:
     """Raises `ConfigError` for what would only fail after hours of training."""
     f, e = experiment.forecasting, tailored(experiment, "alternative")
+    uncertainty.check_levels(f.quantiles)
     if experiment.alternative.rule == "never":
         e = experiment
     for where, t in (("transformer", experiment), ("alternative.transformer", e)):

@@ -44,7 +44,8 @@ def forecast_rows(
     """Rows and scores of the model beside its baselines; its quantiles by protocol.
 
     The quantiles of every method come from its errors on the validation part
-    (`uncertainty`), and are scored on `part` as the forecasts are.
+    (`uncertainty`), and are scored on `part` as the forecasts are; without a validation
+    window there are none.
 
     Args:
       known: False when the sessions are not those of the run (mean embeddings).
@@ -76,7 +77,13 @@ def forecast_rows(
             prepared, prepared.splits, every, settings, part, sessions=[i]
         )
     for protocol, index in index_of.items():
-        for name, f in every.items() if index else ():
+        if not index or not uncertainty.possible(prepared, settings, protocol):
+            scores += evaluation.score_forecasts(
+                prepared, prepared.splits, every, settings, part,
+                sessions=index, protocols=[protocol], batch=_BATCH,
+            )  # fmt: skip
+            continue
+        for name, f in every.items():
             residuals = uncertainty.fit(prepared, f, settings, protocol, batch=_BATCH)
             if name == "calm":
                 fitted[protocol] = residuals

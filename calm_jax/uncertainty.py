@@ -81,14 +81,7 @@ class Residuals:
         Raises:
           ConfigError: for a level outside those that were fitted.
         """
-        for level in levels:
-            if not GRID[0] <= level <= GRID[-1]:
-                raise ConfigError(
-                    "a quantile that cannot be read from residuals",
-                    where="forecasting.quantiles",
-                    found=level,
-                    expected=f"{GRID[0]} to {GRID[-1]}",
-                )
+        check_levels(levels)
         sigma = None if session is None else self.sigma.get(int(session))
         steps = np.minimum(np.arange(forecast.shape[1]), self.horizon - 1)
         d = restlessness(context, mask, forecast.shape[1])
@@ -96,6 +89,18 @@ class Residuals:
         table = self.tables[int(sigma is None)][:, steps]
         q = np.stack([np.interp(levels, GRID, column) for column in table.T], 1)
         return (forecast + q[:, None, :, None] * s).astype(np.float32)
+
+
+def check_levels(levels: Sequence[float]) -> None:
+    """Raises `ConfigError` for levels that are not increasing within those of the tables."""
+    inside = all(GRID[0] <= q <= GRID[-1] for q in levels)
+    if not levels or not inside or (np.diff(levels) <= 0).any():
+        raise ConfigError(
+            "quantiles that cannot be read from residuals",
+            where="forecasting.quantiles",
+            found=tuple(levels),
+            expected=f"increasing numbers from {GRID[0]} to {GRID[-1]}",
+        )
 
 
 class Calibrated:
@@ -226,6 +231,14 @@ def fit(
             remedy="Use a shorter context or horizon, or longer recordings.",
         )
     return _fit(found)
+
+
+def possible(prepared: Prepared, settings: config.Forecasting, protocol: str) -> bool:
+    """Whether any session has a validation window to fit quantiles on."""
+    return any(
+        scored.plan(prepared, prepared.splits, i, "valid", protocol, settings) is not None
+        for i in range(len(prepared.splits.sessions))
+    )
 
 
 def _errors(

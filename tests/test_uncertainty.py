@@ -129,8 +129,9 @@ def test_saved_and_read_again(tmp_path):
             made["B"].quantiles(x[:, :4], x, None, session, (0.1, 0.9)),
             rtol=1e-5, atol=1e-6,
         )  # fmt: skip
-    with pytest.raises(ConfigError, match="forecasting.quantiles.*0.001"):
-        back.quantiles(x[:, :4], x, None, 0, (0.001,))
+    for levels in ((0.001,), (0.5, 0.1), ()):
+        with pytest.raises(ConfigError, match="forecasting.quantiles.*increasing"):
+            back.quantiles(x[:, :4], x, None, 0, levels)
     data = path.read_bytes()
     for broken in (data[: len(data) // 2], b"", b"\0" * 100):
         path.write_bytes(broken)

@@ -196,8 +196,9 @@ class _Run:
         with Prefetch(self._batch, p.step, stop) as batches:
             while True:
                 request = max(request, self._request(signals))
-                improved = False
-                begin = time.monotonic()
+                improved, begin = False, time.monotonic()
+                for step in range(heard, p.step):  # that a deadline jumped over
+                    self._event(step)
                 if request <= _SAVE and p.step > p.evaluated and self._validates(p.step):
                     due_line = self._print_line(due_line)
                     improved = self._evaluate()
@@ -211,8 +212,7 @@ class _Run:
                 if self.deadline is not None and p.step == p.evaluated > 0:
                     self.deadline.checked(time.monotonic() - begin)
                 request = 0
-                for step in range(heard, p.step + 1):
-                    self._event(step)
+                self._event(p.step)
                 heard = p.step + 1
                 metrics = self._dispatch(step_function, self._next(batches, drawn), signals)
                 due_line = self._print_line(due_line)
