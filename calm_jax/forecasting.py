@@ -156,8 +156,8 @@ def make_context(
     i = trained.table.find(session.session, session.animal, session.neurons.id)
     if i is None:
         notes.append(
-            "this recording is not part of the run: it is forecast with the mean embeddings; "
-            "adapting the run to it does better"
+            "this recording is not part of the run: it is forecast with "
+            f"{trained.for_strangers}; adapting the run to it (`calm-jax adapt`) may do better"
         )
         scalers, k = preprocess.fit_frames(traces, mask, settings), 0
         rows, row = np.full(session.n_neurons, -1, np.int32), -1
@@ -166,7 +166,8 @@ def make_context(
         rows = (trained.table.offset[i] + np.arange(session.n_neurons)).astype(np.int32)
         if trained.held_out()[i]:
             notes.append(
-                "this session was held out from training: it is forecast with the mean embeddings"
+                "this session was held out from training: it is forecast with "
+                f"{trained.for_strangers}"
             )
             rows, row = np.full_like(rows, -1), -1
     constant = int(scalers.constant[k].sum())

@@ -314,6 +314,14 @@ class Trained:
         """(S,) bool, sessions that training never saw; their rows were never trained."""
         return np.isin(self.table.session, self.run.experiment.data.held_out)
 
+    @property
+    def for_strangers(self) -> str:
+        """What a recording that training never saw is forecast with."""
+        net = self.model.transformer
+        if net.neuron is None and net.coupling is None and net.session is None:
+            return "what its context tells: the model knows no neuron by name"
+        return "the mean embeddings"
+
 
 def load_tokenizer(run: Run) -> tokenizers.Tokenizer:
     """The trained tokenizer of a run, computing in float32."""

@@ -135,7 +135,7 @@ def evaluate_run(
         check_varying(made.sessions, scalers)
         prepared = Prepared(store, made, scalers)
         say(
-            f"{data}: scored as recordings never seen in training, with the mean embeddings"
+            f"{data}: scored as recordings never seen in training, with {trained.for_strangers}"
         )
         methods = baselines_of(e, prepared)
         found, _, _ = forecast_rows(trained, prepared, methods, known=False)
