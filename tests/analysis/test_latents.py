@@ -37,6 +37,13 @@ def test_dimension_of_known_manifolds(points, dimension, average):
     assert found == pytest.approx(dimension, rel=0.12)
 
 
+def test_the_arithmetic_mean_is_unbiased_on_a_circle():
+    """No edge, hardly any curvature at this scale: k - 1 in place of k - 2 would give 1.08."""
+    angle = 2 * np.pi * np.random.default_rng(0).random(3000)
+    found = latents.intrinsic_dimension(np.stack([np.cos(angle), np.sin(angle)], 1)).value
+    assert found == pytest.approx(1, abs=0.03)
+
+
 def test_dimension_equals_scikit_dimension():
     """MLE of scikit-dimension 0.5.0 (BSD-3), neighborhood_based, for the same points and K."""
     rng = np.random.default_rng(0)
