@@ -10,7 +10,6 @@ minutes says that it forecasts better.
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -274,7 +273,7 @@ def save(trained: Trained, adapted: Adapted, given: Given, run: Run) -> None:
     The rows of the recordings that the run was trained on stay in the tables behind the new
     ones, without names: their mean is what a recording never seen is forecast with.
     """
-    old, stages = trained.run, trained.run.stages()
+    stages = trained.run.stages()
     with run.stage("prepare", choice=stages.get("prepare", {}).get("choice", {})) as facts:
         facts["sessions"] = len(given.prepared.store.sessions)
         facts["minutes"] = round(given.minutes, 3)
@@ -282,8 +281,8 @@ def save(trained: Trained, adapted: Adapted, given: Given, run: Run) -> None:
         given.prepared.scalers.save(run.path("scalers.npz"))
         _table(trained, given, bool(tables_of(adapted.params))).save(run.path("sessions.npz"))
     with run.stage("tokenizer", **_kept(stages.get("tokenizer", {}))):
-        run.path("tokenizer").mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(old.path("tokenizer", "model.npz"), run.path("tokenizer", "model.npz"))
+        state = nnx.to_pure_dict(nnx.state(trained.model.tokenizer))
+        runs.save_arrays(run.path("tokenizer", "model.npz"), state)
     with run.stage("transformer", adapted=adapted.how, text=adapted.text, **adapted.facts):
         runs.save_arrays(run.path("transformer", "model.npz"), adapted.params)
 

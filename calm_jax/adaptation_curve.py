@@ -15,7 +15,17 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from calm_jax import adaptation, baselines, config, evaluation, pipeline, rows, runs, scoring
+from calm_jax import (
+    adaptation,
+    baselines,
+    config,
+    evaluation,
+    pipeline,
+    rows,
+    runs,
+    scoring,
+    weights,
+)
 from calm_jax.adaptation_data import Given, InUnits, given, label_of
 from calm_jax.baselines import shared_linear
 from calm_jax.baselines.windows import Forecaster
@@ -88,7 +98,7 @@ def curve(
     wanted = parse_minutes(minutes)
     console = console or Console(stderr=True, highlight=False)
     say = lambda text: console.print(text, soft_wrap=True, markup=False)  # noqa: E731
-    trained = runs.load(folder)
+    trained = weights.load(folder)
     e = trained.run.experiment
     source = config.Data(
         name="interchange", source=str(Path(data).resolve()), store=e.data.store,
