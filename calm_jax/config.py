@@ -47,7 +47,8 @@ class Data:
     source: str | None = None  # folder or file the builder reads, where it needs one
     store: str = "datasets"  # built stores are kept below this folder
     simulation: Simulation = Simulation()  # used by simulated_population only
-    visual: VisualSimulation = VisualSimulation()  # used by simulated_visual only
+    # Used by simulated_visual only (frozen).
+    visual: VisualSimulation = VisualSimulation()  # noqa: RUF009
     held_out: tuple[str, ...] = ()  # session ids never used for training
     read: tuple[str, ...] = ()  # options of the reader, name=value (docs/formats.md)
     rate: float | None = None  # Hz that recordings are resampled to; None = as recorded

@@ -35,7 +35,7 @@ class Sheet:
     Attributes:
       frame: (E,) int, number of the movie frame. true, reconstructed, nearest: (E, H, W)
         float32. ssim: (E, 2) of reconstructed and nearest. nearest_frame: (E,) int.
-      holdout: of `Movie`. best: whether columns are in order of time (always).
+      holdout: of `Movie`. Examples are in the order of the movie.
     """
 
     frame: np.ndarray
@@ -88,7 +88,7 @@ def movie_rows(
     protocol = f"movie_{task.movie.holdout}"
     made = _model(task, params, shown, seen)
     chosen = {
-        "previous_frame": np.maximum(shown.label - 1, 0),
+        "previous_frame": (shown.label - 1) % len(frames),
         "time_only": seen[np.abs(seen[None] - shown.label[:, None]).argmin(1)],
         "best_training_frame": _best(pairs, shown.label, seen),
         **retrieved(task, shown),

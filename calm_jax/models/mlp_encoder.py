@@ -8,6 +8,7 @@ no notion of time or of a population beyond that.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping
 
 import jax
@@ -43,7 +44,7 @@ class MlpEncoder(nnx.Module):
         sizes = (config.first, *config.hidden, config.width)
         self.layers = nnx.List(
             [linear(a, b, bias=True, dtype=dtype, scale=a**-0.5, rngs=rngs)
-             for a, b in zip(sizes[:-1], sizes[1:])]
+             for a, b in itertools.pairwise(sizes)]
         )  # fmt: skip
         self.config, self.dtype = config, dtype
 

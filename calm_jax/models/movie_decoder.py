@@ -13,6 +13,7 @@ latent into every stage: there is no encoder of images that could have any.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Literal
 
 import jax
@@ -75,7 +76,7 @@ class MovieDecoder(nnx.Module):
             sizes = (latent, *config.hidden, config.height * config.width)
             self.layers = nnx.List(
                 [linear(a, b, bias=True, dtype=dtype, scale=a**-0.5, rngs=rngs)
-                 for a, b in zip(sizes[:-1], sizes[1:])]
+                 for a, b in itertools.pairwise(sizes)]
             )  # fmt: skip
             return
         made, inputs = [], latent
@@ -143,7 +144,7 @@ def count(config: DecoderConfig, latent: int) -> int:
     total = 2 * latent  # the norm
     if config.kind == "mlp":
         sizes = (latent, *config.hidden, config.height * config.width)
-        return total + sum((a + 1) * b for a, b in zip(sizes[:-1], sizes[1:]))
+        return total + sum((a + 1) * b for a, b in itertools.pairwise(sizes))
     skip, inputs = config.kind == "unet", latent
     for i, c in enumerate(config.channels):
         total += (latent + 1) * 4 ** (i + 1) * c if skip else 0

@@ -24,6 +24,7 @@ from calm_jax.simulate.movie import natural_movie
 from calm_jax.simulate.programme import GRATINGS, MOVIE, check, line_of, programme
 from calm_jax.visual_config import VisualSimulation
 
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Cells:
     """The cells of a container. N cells.

@@ -14,6 +14,7 @@ import optax
 from flax import nnx
 from jax import Array
 
+from calm_jax import compilation
 from calm_jax import config as configs
 from calm_jax.errors import ConfigError
 from calm_jax.models import mlp_encoder
@@ -189,7 +190,8 @@ class Presented:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, {}), the encoder's from the pretrained ones where they were given."""
-        params = self._start(key)
+        with compilation.effort("quick"):  # it runs once: half a minute of compilation less
+            params = self._start(key)
         if self.pretrained is not None:
             params = transferred(
                 params, self.pretrained, rows=self.tuning.rows, fresh=self.fresh

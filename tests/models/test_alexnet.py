@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from scipy.signal import correlate
-from tests.models import torch_files
 
 from calm_jax.errors import WeightsError
 from calm_jax.models import alexnet
+from tests.models import torch_files
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 

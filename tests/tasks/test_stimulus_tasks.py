@@ -153,10 +153,8 @@ def test_gratings_are_learned(tmp_path):
     params, _ = again.init(jax.random.key(5))
     for path, leaf in named(params).items():
         np.testing.assert_array_equal(leaf, named(found.params)[path])
-    moved = train(again, TRAINING, tmp_path / "b", seed=5, steps=2, log=Log.silent()).params
-    for path, leaf in named(moved).items():
-        stays = path.split("/")[1] in ("value_map", "latents", "encoder", "blocks")
-        assert np.array_equal(leaf, named(found.params)[path]) == stays or path.endswith("bias"), path
+    stays = {path.split("/")[1] for path in named(params) if not again.trains(path)}
+    assert stays == {"value_map", "latents", "encoder", "blocks"}
 
 
 def test_shuffled_labels_keep_their_counts():
@@ -171,16 +169,17 @@ def test_shuffled_labels_keep_their_counts():
 def test_a_movie_is_reconstructed(tmp_path, holdout):
     task = movie(holdout)
     params, extra = task.init(jax.random.key(0))
-    before = task.evaluate(params, extra)
-    found = train(task, TRAINING, tmp_path, seed=0, steps=120, log=Log.silent())
-    after = task.evaluate(found.params, found.extra)
-    assert after["eq2"] < before["eq2"], (before, after)
-    scores = movie_evaluation.movie_rows(task, found.params, seed=0, limit=20, examples=4)
+    seen = holdout == "repeat_holdout"
+    if seen:
+        before = task.evaluate(params, extra)
+        params = train(task, TRAINING, tmp_path, seed=0, steps=120, log=Log.silent()).params
+        after = task.evaluate(params, extra)
+        assert after["eq2"] < before["eq2"], (before, after)
+    scores = movie_evaluation.movie_rows(task, params, seed=0, limit=20, examples=4)
     mean = lambda method, metric: np.mean(
         [r["value"] for r in scores.rows if r["method"] == method and r["metric"] == metric]
     )
     assert set(movie_evaluation.METHODS) == {r["method"] for r in scores.rows}
-    seen = holdout == "repeat_holdout"
     if seen:
         assert mean("poyo", "ssim") > mean("mean_frame", "ssim")
         # Every frame was seen: the time in the movie gives it away.
@@ -206,7 +205,7 @@ def test_retrieval_by_activity_finds_the_nearest_window():
     found = movie_evaluation.retrieved(task, shown)
     for k in range(len(shown)):
         i = int(shown.session[k])
-        windows = lambda s: np.array(list(movie_evaluation.activity(task, s, i)))
+        windows = lambda s, i=i: np.array(list(movie_evaluation.activity(task, s, i)))
         own = task.shown["train"].take(task.shown["train"].session == i)
         apart = ((windows(own) - windows(shown.take(np.array([k])))) ** 2).sum(1)
         assert found["nearest"][k] == own.label[apart.argmin()]
@@ -217,9 +216,10 @@ def test_retrieval_by_activity_finds_the_nearest_window():
 
 def test_the_mlp_encoder_takes_part():
     task = movie(encoder=MlpConfig(bins=3, first=8, hidden=(8,), width=16))
-    params, _ = task.init(jax.random.key(0))
-    value, (_, parts) = task.loss(params, {}, task.batch(0), jax.random.key(1), 0)
-    assert np.isfinite(value) and {"focal", "l1", "fft", "ssim"} == set(parts)
+    params, _ = jax.eval_shape(task.init, jax.random.key(0))
+    run = lambda p, b: task.loss(p, {}, b, jax.random.key(1), 0)
+    value, (_, parts) = jax.eval_shape(run, params, task.batch(0))
+    assert value.shape == () and {"focal", "l1", "fft", "ssim"} == set(parts)
     with pytest.raises(ConfigError, match="not pretrained"):
         movie(encoder=MlpConfig(), pretrained={"encoder": {}})
 
@@ -243,16 +243,26 @@ def test_what_is_frozen(freeze, paths):
         assert found == set(paths)
 
 
+def drawn(task, seed=0):
+    """Parameters of the right shapes without the compilation of `init`."""
+    rng = np.random.default_rng(seed)
+    shapes, _ = jax.eval_shape(task.init, jax.random.key(0))
+    return jax.tree.map(lambda x: rng.normal(size=x.shape).astype(x.dtype), shapes)
+
+
 def test_weights_that_do_not_fit():
-    params, _ = gratings().init(jax.random.key(0))
-    wider = dataclasses.replace(ENCODER, width=32)
+    params = drawn(gratings())
+    wider = drawn(gratings(encoder=dataclasses.replace(ENCODER, width=32)))
     with pytest.raises(ConfigError, match=r"encoder/\S+.*sizes of the pretraining"):
-        gratings(encoder=wider, pretrained=params).init(jax.random.key(0))
+        finetuning.transferred(wider, params, rows="fresh", fresh=())
+    with pytest.raises(ConfigError, match=r"(?s)encoder/\S+.*found none"):
+        finetuning.transferred(params, {}, rows="fresh", fresh=())
     with pytest.raises(ConfigError, match="random encoder"):
         gratings(tuning=FineTuning(freeze="all"))
     with pytest.raises(ConfigError, match="too few blocks"):
         gratings(tuning=FineTuning(freeze="first"), pretrained=params)
-    fresh, _ = movie(pretrained=params).init(jax.random.key(3))
+    task = movie(pretrained=params)
+    fresh = finetuning.transferred(drawn(task, 3), params, rows="fresh", fresh=task.fresh)
     own = named(fresh["encoder"])
     for path, leaf in named(params["encoder"]).items():
         if path.split("/")[0] in ("units", "sessions", "tasks"):
