@@ -44,6 +44,7 @@ def analyze(
     out: Path | None = None,
     only: Sequence[str] = (),
     settings: Settings | None = None,
+    report: bool = True,
     console: Console | None = None,
 ) -> list[AnalysisRow]:
     """Runs the analyses, writes `RUN/analysis/`, redraws the report; returns all rows.
@@ -54,6 +55,7 @@ def analyze(
 
     Args:
       only: names of analyses; default all. out: the rows are written there too.
+      report: redraw the page of the run.
 
     Raises:
       ConfigError: for an unknown analysis or more than two labels.
@@ -94,7 +96,7 @@ def analyze(
     if out is not None:
         write_rows(rows, Path(out))
         say(f"wrote {len(rows)} rows to {out}")
-    if data is None:
+    if data is None and report:
         from calm_jax.report.page import write_report
 
         say(f"report: {write_report(trained.run.folder)}")

@@ -17,7 +17,7 @@ from calm_jax.files import replacing
 
 TRIALS = 24  # windows forecast per session, drawn with the seed
 _TRAINING = 4000  # training frames that the components are fitted on
-_RIDGE = 2000  # training windows of the ridge, which reads the last frame alone
+_RIDGE = 4000  # training windows of the ridge, which reads the last frame alone
 
 
 def run(material: Material, result: Result) -> None:

@@ -6,8 +6,6 @@ all neurons side by side, in the test part.
 
 from __future__ import annotations
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -21,9 +19,8 @@ from calm_jax.models import tokenizer as tokenizers
 from calm_jax.models.dual_axis import DualAxisTransformer, Tokens, features
 from calm_jax.models.forecaster import CalM, Context
 
-STEPS = 1000  # states per session
+STEPS = 500  # states per session
 _KEPT = 50  # components of the states that distances are taken in
-_TSNE = 1000
 
 
 def run_latents(material: Material, result: Result) -> None:
@@ -53,8 +50,7 @@ def run_latents(material: Material, result: Result) -> None:
             _measure(result, f"session{i}.{method}", method, x, place, sequence, where)
         _compare(result, f"session{i}", reduced, where)
         try:
-            result.keep(f"session{i}.tsne", latents.tsne(reduced["calm"], most=_TSNE,
-                                                         seed=result.seed))  # fmt: skip
+            result.keep(f"session{i}.tsne", latents.tsne(reduced["calm"], seed=result.seed))
             result.arrays |= {f"session{i}.place": place, f"session{i}.sequence": sequence}
         except (AnalysisError, KeyError) as e:
             result.missing.append(f"t-SNE of session {name}: {e}")
@@ -106,12 +102,10 @@ def _compare(result: Result, key: str, spaces: dict[str, np.ndarray], where: dic
     result.arrays |= {f"{key}.cka": alike, f"{key}.spaces": np.array(names)}
 
 
-def _untrained(material: Material) -> CalM:
-    """The same transformer with random weights; the tokenizer stays."""
-    model = material.trained.model
-    graph, state = nnx.split(model.transformer)
+def _untrained(material: Material) -> DualAxisTransformer:
+    """The same transformer with random weights."""
     run = material.trained.run
-    fresh = DualAxisTransformer(
+    return DualAxisTransformer(
         run.tailored().transformer,
         codes=run.experiment.tokenizer.codes,
         patch=material.patch,
@@ -119,11 +113,10 @@ def _untrained(material: Material) -> CalM:
         sessions=len(material.trained.table.session),
         rngs=nnx.Rngs(material.settings.seed),
     )
-    return CalM(model.tokenizer, nnx.merge(graph, nnx.state(fresh)))
 
 
 def _states(
-    material: Material, i: int, untrained: CalM
+    material: Material, i: int, untrained: DualAxisTransformer
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """States (n, N D) of the model and of the untrained one, traces (n, N patch) of the same
     steps, frame of each step in its window, and which window it is of."""
@@ -145,10 +138,9 @@ def _states(
     n = len(alive)
     out: tuple[list, list] = ([], [])
     for k in chosen:
-        context = material.context(i, pieces[k][None])
-        for model, into in zip((material.trained.model, untrained), out, strict=True):
-            h = np.asarray(_features(model, context))[0][:, :n][:, alive]
-            into.append(h.reshape(len(h), -1))
+        both = _features(material.trained.model, untrained, material.context(i, pieces[k][None]))
+        for h, into in zip(both, out, strict=True):
+            into.append(np.asarray(h)[0][:, :n][:, alive].reshape(length // patch, -1))
     steps = length // patch
     traces = np.concatenate(
         [pieces[k][:, alive].reshape(steps, patch * int(alive.sum())) for k in chosen]
@@ -157,15 +149,17 @@ def _states(
     return (*(np.concatenate(x) for x in out), traces, place, np.repeat(np.arange(count), steps))
 
 
-@functools.partial(jax.jit)
-def _features(model: CalM, context: Context) -> jax.Array:
-    """(1, S, N, D) features of whole windows."""
+@jax.jit
+def _features(
+    model: CalM, untrained: DualAxisTransformer, context: Context
+) -> tuple[jax.Array, jax.Array]:
+    """(1, S, N, D) features of whole windows, of the trained and of another transformer."""
     x = context.traces.swapaxes(1, 2)
     codes = tokenizers.encode(model.tokenizer, x).swapaxes(1, 2)
     b, s, n = codes.shape
     values = jnp.swapaxes(x.reshape(b, n, s, -1), 1, 2)
     tokens = Tokens(codes, context.neuron, context.session, context.mask, values)
-    return features(model.transformer, tokens)
+    return features(model.transformer, tokens), features(untrained, tokens)
 
 
 def run_freezing(material: Material, result: Result) -> None:

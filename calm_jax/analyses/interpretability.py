@@ -17,7 +17,7 @@ from calm_jax.tasks.codes import Codes
 
 WINDOWS = 4  # averaged over in a response
 _LAG = 1  # frames of the lagged correlation
-_RIDGE = 2000  # training windows of the ridge
+_RIDGE = 4000  # training windows of the ridge
 _SHUFFLES = 200  # relabellings behind the null of an agreement
 _EDGES = 60  # transitions drawn between codes
 _AUTO = 5.0  # s of autocorrelation that a decay is fitted to, at most

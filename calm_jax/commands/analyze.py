@@ -42,6 +42,9 @@ def add(p: argparse.ArgumentParser) -> None:
         help="training of POCO for the dynamics; 0 leaves it out; default: 30",
     )
     p.add_argument("--seed", type=_seed, default=0, help="of everything random; default: 0")
+    p.add_argument(
+        "--no-report", action="store_true", help="save the results; leave the page as it is"
+    )
     flags.reading(p)
 
 
@@ -77,5 +80,6 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
         options=known.read,
         out=known.out,
         only=known.only,
+        report=not known.no_report,
         settings=Settings(known.seed, tuple(known.labels), known.poco_seconds),
     )
