@@ -1,1 +1,1 @@
-"""Simulated populations, eq. 17-18: generated, nothing is downloaded."""
+"""Cell lines under gratings and a movie, Allen-like: generated, nothing is downloaded."""
