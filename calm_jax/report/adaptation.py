@@ -83,7 +83,7 @@ def skill_against_minutes(ax: Axes, found: Mapping[str, Curve]) -> Axes:
     ax.set(xlabel="minutes of the new animal", ylabel="skill, 1 − MSE / MSE of copy last")
     ax.set_xscale("log")
     ticks = sorted({round(float(x), 2) for c in found.values() for x in c.minutes})
-    ax.set_xticks(ticks, [f"{t:.2g}" for t in ticks])
+    ax.set_xticks(ticks, [f"{round(t, 1):g}" for t in ticks])
     ax.minorticks_off()
     bottom, top = ax.get_ylim()
     ax.set_ylim(max(bottom, low - 0.05), top)
