@@ -25,50 +25,46 @@ def gallery(
     unit: str,
     columns: int | None = None,
 ) -> Axes:
-    """All codes as small waveforms in reading order of their level, coloured by use.
+    """All codes as small waveforms in reading order of their level, each about its own level.
 
-    One scale for all; the grey line in a cell is 0, the band one SD. A bar below gives the scale.
-    Shapes: mean, sd (K, p); count, order (K,).
+    One scale for all; colour: the level; the grey line in a cell is that level, the band one SD.
+    A bar below gives the scale. Shapes: mean, sd (K, p); count, order (K,).
     """
     from matplotlib import colormaps
-    from matplotlib.colors import LogNorm
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
 
     used = [int(c) for c in order if count[c] > 0]
     columns = columns or int(np.clip(np.ceil(np.sqrt(2 * len(used))), 4, 16))
     p = mean.shape[1]
-    low = float(np.nanmin(mean[used] - sd[used]))
-    high = float(np.nanmax(mean[used] + sd[used]))
-    span = max(high - low, 1e-9)
-    share = count / max(count.sum(), 1)
-    norm = LogNorm(max(share[used].min(), 1e-6), share[used].max())
-    paint = colormaps[_MAP].with_extremes()
+    level = mean.mean(1)
+    shape = mean - level[:, None]
+    # Rare codes may be wide: the scale is that of all but the widest.
+    widest = np.abs(shape[used]).max(1) + sd[used].max(1)
+    span = 2 * max(float(np.quantile(widest, 0.97)), 1e-9)
+    limit = max(float(np.abs(level[used]).max()), 1e-9)
+    norm, paint = Normalize(-limit, limit), colormaps["PuOr_r"]
     rows = -(-len(used) // columns)
     place = np.linspace(0.12, 0.88, p)
     for k, c in enumerate(used):
         column, row = k % columns, k // columns
-        x = column + place
-        scale = lambda v, row=row: -row - 0.92 + 0.84 * (v - low) / span  # noqa: E731
-        zero = scale(0.0) if low < 0 < high else None
-        if zero is not None:
-            ax.plot([column + 0.06, column + 0.94], [zero, zero], color="#CCCCCC", lw=0.5)
-        tone = paint(norm(share[c]) * 0.9)
-        ax.fill_between(x, scale(mean[c] - sd[c]), scale(mean[c] + sd[c]), color=tone, alpha=0.25,
-                        lw=0)  # fmt: skip
-        ax.plot(x, scale(mean[c]), color=tone, lw=1.3)
+        x, middle = column + place, -row - 0.5
+        scale = lambda v, m=middle: m + np.clip(0.9 * v / span, -0.5, 0.5)  # noqa: E731
+        ax.plot([column + 0.06, column + 0.94], [middle] * 2, color="#CCCCCC", lw=0.5)
+        ax.fill_between(x, scale(shape[c] - sd[c]), scale(shape[c] + sd[c]), color="#BBBBBB",
+                        alpha=0.45, lw=0)  # fmt: skip
+        ax.plot(x, scale(shape[c]), color="#333333", lw=2.2)
+        ax.plot(x, scale(shape[c]), color=paint(norm(level[c])), lw=1.5)
     size = _round(span / 2)
-    height = 0.84 * size / span
+    height = 0.9 * size / span
     ax.plot([0.1, 0.1], [-rows - 0.15 - height, -rows - 0.15], color=style.TRUE, lw=1.5)
     ax.text(0.3, -rows - 0.15 - height / 2, f"{size:g} {unit}; each {1000 * p / rate:.0f} ms",
             va="center", fontsize=8)  # fmt: skip
     ax.set_xlim(0, columns)
     ax.set_ylim(-rows - 0.3 - max(height, 0.5), 0.05)
     ax.set_axis_off()
-    from matplotlib.cm import ScalarMappable
-
-    percent = LogNorm(100 * norm.vmin, 100 * norm.vmax)
-    bar = ax.figure.colorbar(ScalarMappable(percent, _MAP), ax=ax, shrink=0.6, pad=0.01,
-                             label="share of tokens (%)")  # fmt: skip
-    _plain_ticks(bar.ax.yaxis, 100 * norm.vmin, 100 * norm.vmax)
+    ax.figure.colorbar(ScalarMappable(norm, paint), ax=ax, shrink=0.6, pad=0.01,
+                       label=f"mean level ({unit})")  # fmt: skip
     return ax
 
 

@@ -235,8 +235,8 @@ def codes(result: Result) -> tuple[str, Section]:
     code_figures.gallery(ax, scaled.mean, scaled.sd, scaled.count, a["order"],
                          rate=f["rate"], unit=unit)  # fmt: skip
     drawings = [
-        Drawing("code_gallery", "Mean frames of every code in order of their level, left to "
-                "right and top to bottom; band: 1 SD; grey: 0. One scale for all.", figure)
+        Drawing("code_gallery", "Mean frames of every code about its own level, in order of the "
+                "level, left to right and top to bottom; band: 1 SD. One scale for all.", figure)
     ]  # fmt: skip
     figure, (ax,) = style.panels(height=3.3)
     code_figures.transition_matrix(ax, a["pairs"], a["order"])
