@@ -11,6 +11,7 @@ from calm_jax.analyses.result import Result
 from calm_jax.analysis import curriculum, groups, information, landscape, spectrum
 from calm_jax.errors import AnalysisError
 
+_SEGMENT = 256  # frames of a spectrum, at most
 _CURRICULA = 3  # sessions at most: it trains small models
 _LINES = ("cell_line", "line", "genotype", "area", "region")  # conditions of Table 2
 
@@ -46,19 +47,21 @@ def run_information(material: Material, result: Result) -> None:
 def _spectrum(material: Material, result: Result, sessions: list[int]) -> None:
     """Spectra of all neurons, where the sessions have the same frequencies."""
     made = []
+    longest = min(int(np.diff(material.frames(i, "train")).max()) for i in sessions)
+    segment = min(longest, _SEGMENT)  # one length, so that all have the same frequencies
     for i in sessions:
         session = material.sessions[i]
         try:
             power = spectrum.power_spectrum(
-                session.traces, session.rate, mask=session.mask, ranges=material.frames(i, "train")
-            )
+                session.traces, session.rate, mask=session.mask,
+                ranges=material.frames(i, "train"), segment=segment,
+            )  # fmt: skip
         except AnalysisError as e:
             result.missing.append(f"power spectrum of session {material.names()[i]}: {e}")
             return
         made.append(power)
-    if len({p.length for p in made}) > 1 or not np.allclose([p.frequency[1] for p in made],
-                                                            made[0].frequency[1]):  # fmt: skip
-        result.missing.append("power spectra: the sessions have different rates or lengths")
+    if not np.allclose([p.frequency[1] for p in made], made[0].frequency[1], rtol=0.05):
+        result.missing.append("power spectra: the sessions have different frame rates")
         return
     alive = np.concatenate([material.alive(i) for i in sessions])
     power = np.concatenate([p.power for p in made], 1)
