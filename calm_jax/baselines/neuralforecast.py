@@ -225,14 +225,13 @@ def fit(
 ) -> Torch:
     """Tuned on half of the budget, then the best point trained again on the rest.
 
-    Loading PyTorch counts. Weights and batches follow the seed; how many steps fit the time
-    does not. `folder` is not used: nothing is kept while training.
+    The time begins once PyTorch is loaded. Weights and batches follow the seed; how many
+    steps fit the time does not. `folder` is not used: nothing is kept while training.
 
     Raises:
       ConfigError: when the extra is not installed. RunError: when every training diverges.
       RecordingError: when a session has no window.
     """
-    begin = time.monotonic()
     lacking = missing()
     if lacking is not None:
         raise ConfigError(f"{name} needs the extra neuralforecast", where=name, found=lacking)
@@ -240,6 +239,7 @@ def fit(
 
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     _network(name, GRID[name][0], context, horizon, seed)  # imports
+    begin = time.monotonic()
     data = _Data(prepared, splits, context, horizon, seed)
     points, record, found = GRID[name], [], []
     end = begin + _TUNING * budget_seconds
@@ -251,6 +251,9 @@ def fit(
                              begin + budget_seconds))  # fmt: skip
     for attempt in attempts:
         point, until = attempt()
+        if found and time.monotonic() >= until:
+            record.append({**point, "left_out": "the budget is over"})
+            continue
         try:
             value, net, facts = _train(name, point, data, seed, until)
         except RunError as e:
