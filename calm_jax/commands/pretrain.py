@@ -43,8 +43,8 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
 
     prefer_large_pages()  # before jax starts its threads
     folder = known.run or Path("runs") / experiment.name
+    compilation.prepare(experiment.compilation)
     if isinstance(experiment, Experiment):
-        compilation.prepare(experiment.compilation)
         flags.start_jax()
         from calm_jax import pipeline
 

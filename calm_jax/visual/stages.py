@@ -18,8 +18,8 @@ from typing import Any
 import jax
 import numpy as np
 
+from calm_jax import compilation, movies
 from calm_jax import config as configs
-from calm_jax import movies
 from calm_jax.errors import RunError, writing
 from calm_jax.files import replacing
 from calm_jax.recordings import preprocess, splits, stimuli
@@ -81,20 +81,8 @@ def run(experiment: VisualExperiment, store: Any, place: Place, say: Say) -> dic
         f"{e.name}, seed {e.seed}: {len(who.pretrain)} sessions pretrain, {len(who.finetune)} "
         f"are fine-tuned on, {len(who.scored)} of them scored"
     )
-    pretrained, report = None, None
-    if e.diet.pretrain != "none":
-        pretrained, report = _pretrained(e, store, who, place.shared, say)
-    rows: list[dict] = []
-    said: dict[str, str] = {}
-    for name in e.tasks:
-        make, score = {"gratings": (_gratings, scores.gratings), "movie": (_movie, scores.movie)}[
-            name
-        ]
-        task, training = make(e, store, who, pretrained, say)
-        result = _train(task, training, place.folder / name, e, say)
-        found, said[name] = score(task, result.params, e, who, place.folder / name)
-        rows += found
-        save_arrays(place.folder / name / "model.npz", result.params)
+    with compilation.effort(e.compilation):
+        report, rows, said = _stages(e, store, who, place, say)
     out = {
         "experiment": configs.to_dict(e),
         "fingerprint": mark,
@@ -107,6 +95,26 @@ def run(experiment: VisualExperiment, store: Any, place: Place, say: Say) -> dic
     with writing(done), replacing(done) as part:
         part.write_text(json.dumps(out, indent=1) + "\n")
     return out
+
+
+def _stages(
+    e: VisualExperiment, store: Any, who: parts.Cohorts, place: Place, say: Say
+) -> tuple[dict | None, list[dict], dict[str, str]]:
+    """(what is told of the pretraining, rows, words by task)."""
+    pretrained, report = None, None
+    if e.diet.pretrain != "none":
+        pretrained, report = _pretrained(e, store, who, place.shared, say)
+    rows: list[dict] = []
+    said: dict[str, str] = {}
+    kinds = {"gratings": (_gratings, scores.gratings), "movie": (_movie, scores.movie)}
+    for name in e.tasks:
+        make, score = kinds[name]
+        task, training = make(e, store, who, pretrained, say)
+        result = _train(task, training, place.folder / name, e, say)
+        found, said[name] = score(task, result.params, e, who, place.folder / name)
+        rows += found
+        save_arrays(place.folder / name / "model.npz", result.params)
+    return report, rows, said
 
 
 def read(path: Path) -> dict:

@@ -113,7 +113,7 @@ def test_methods_keep_their_colour_and_are_told_apart():
     assert len({style.colour(m) for m in known}) == len(known)
     assert len({str(style.line(m)["linestyle"]) for m in known}) == len(known)
     assert style.colour("poco") == style.colour("poco") != style.colour("calm")
-    assert style.label("calm_adapted") == "calm adapted" and style.own("calm_adapted")
+    assert style.label("calm_adapted") == "CalM, adapted" and style.own("calm_adapted")
 
 
 def test_matplotlib_is_imported_only_to_draw():

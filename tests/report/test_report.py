@@ -16,6 +16,8 @@ from calm_jax.report.page import write_report
 from tests.report.synthetic import make_run
 
 FIGURES = {
+    "calibration_A",
+    "calibration_B",
     "loss_tokenizer", "mse_tokenizer", "loss_transformer", "accuracy_transformer", "code_usage",
     "reconstructions_1", "reconstructions_2", "forecasts_1", "forecasts_2", "per_step_A_mse",
     "per_step_A_r", "per_step_B_mse", "per_step_B_r", "neuron_r", "neuron_r_pairs", "summary",
@@ -122,7 +124,7 @@ def test_broken_parts_are_named_and_the_rest_is_shown(tmp_path, complete):
     (run / "metrics.jsonl").write_text('{"stage": "tokenizer"}\n')
     (run / "stages.json").write_text("[]")
     page = Page(write_report(run).read_text())
-    assert len(page.images) == 1  # the summary: all that these rows allow
+    assert len(page.images) == 3  # summary and calibration: all that these rows allow
     assert "evaluation/examples.npz cannot be read" in page.text
     assert "losses of the tokenizer: metrics.jsonl cannot be read" in page.text
     assert "stages.json: cannot be read: found a list" in page.text
