@@ -15,7 +15,7 @@ from calm_jax import runs
 from calm_jax.analyses import dynamics, geometry, interpretability, representation, theory
 from calm_jax.analyses.material import Material, Settings
 from calm_jax.analyses.names import NAMES
-from calm_jax.analyses.result import FOLDER, AnalysisRow, Result, load, save, write_rows
+from calm_jax.analyses.result import FOLDER, AnalysisRow, Result, load, merged, save, write_rows
 from calm_jax.decoding import recordings
 from calm_jax.errors import CalmError, ConfigError
 
@@ -85,6 +85,7 @@ def analyze(
             _RUN[name](material, result, done)
         except CalmError as e:
             result.missing.append(f"{name}: {e}")
+        result.missing = merged(result.missing)
         result.seconds = round(time.monotonic() - start, 1)
         result.command = command + (f" --only {name}" if only else "")
         save(result, home)

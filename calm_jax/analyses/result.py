@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import re
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -132,6 +133,20 @@ def _plain(array: np.ndarray, kind: str) -> Any:
     if array.ndim == 0:
         return array.item()
     return tuple(array.tolist()) if kind.startswith("tuple") else array
+
+
+def merged(missing: Sequence[str]) -> list[str]:
+    """Lines "... in session NAME: why", alike but for the name, as one line; order is kept."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for line in missing:
+        parts = re.fullmatch(r"(.*) in session (\S+): (.*)", line)
+        key, name = ((parts[1], parts[3]), parts[2]) if parts else ((line, ""), "")
+        found.setdefault(key, []).append(name)
+    return [
+        f"{what} in session {names[0]}: {why}" if len(names) == 1 and names[0]
+        else f"{what} in {len(names)} sessions: {why}" if names[0] else what
+        for (what, why), names in found.items()
+    ]  # fmt: skip
 
 
 def save(result: Result, folder: Path) -> None:

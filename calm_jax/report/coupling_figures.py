@@ -101,7 +101,7 @@ def matrix(ax: Axes, coupling: np.ndarray, *, label: str) -> Axes:
         label = label.replace("(", f"($10^{{{power}}}$ ", 1)
     unit = 10.0**power
     shown = ax.imshow(c[np.ix_(order, order)] / unit, cmap="PuOr_r", vmin=-top / unit,
-                      vmax=top / unit, interpolation="nearest", aspect="equal")  # fmt: skip
+                      vmax=top / unit, interpolation="nearest", aspect="auto")  # fmt: skip
     ax.set(xlabel="neuron that changes", ylabel="neuron that answers")
     ax.figure.colorbar(shown, ax=ax, shrink=0.85, label=label)
     return ax

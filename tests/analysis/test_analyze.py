@@ -11,7 +11,7 @@ import pytest
 
 from calm_jax import cli
 from calm_jax.analyses.names import NAMES
-from calm_jax.analyses.result import FOLDER, load
+from calm_jax.analyses.result import FOLDER, load, merged
 from calm_jax.errors import RunError
 from calm_jax.report import analyses, contents
 from calm_jax.report.page import write_report
@@ -207,3 +207,8 @@ def test_recordings_of_others_are_kept_apart(recorded, tmp_path):
     found = load(copy / f"{FOLDER}-of" / "other", "embeddings")
     assert any("none of the recordings trained this run" in m for m in found.missing)
     assert not (copy / "report.html").exists()
+
+
+def test_the_same_reason_for_many_sessions_is_one_line():
+    lines = ["a: x", "c in session s1: none", "c in session s2: none", "c in session s3: odd"]
+    assert merged(lines) == ["a: x", "c in 2 sessions: none", "c in session s3: odd"]
