@@ -13,14 +13,12 @@ import time
 from pathlib import Path
 from typing import Any
 
-from calm_jax import compilation, config, evaluation
+from calm_jax import config, evaluation
 from calm_jax.baselines import copy_last, population_ridge, shared_linear
 from calm_jax.benchmark import calm, recordings
 from calm_jax.benchmark.recordings import Source
 from calm_jax.benchmark.subsets import Choice, Subset
-from calm_jax.benchmark.worker import BATCH, peak_mib
-from calm_jax.errors import CalmError
-from calm_jax.files import replacing
+from calm_jax.benchmark.worker import BATCH, finish, peak_mib
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
 from calm_jax.rows import row
@@ -124,17 +122,8 @@ def settings_of(prepared: Prepared, i: int, base: config.Forecasting) -> config.
 
 
 def main(path: str) -> int:
-    """Runs the point at `path`; a mistake of the user's is written as the result."""
-    point = Point.loads(Path(path).read_text())
-    compilation.enable()
-    try:
-        with compilation.effort(point.experiment.compilation):
-            result = run(point)
-    except CalmError as e:
-        result = {"error": str(e)}
-    with replacing(point.out) as part:
-        part.write_text(json.dumps(result))
-    return 0
+    """Runs the point at `path`."""
+    return finish(Point.loads(Path(path).read_text()), run)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import json
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -173,9 +174,12 @@ def peak_mib() -> float:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
 
 
-def main(path: str) -> int:
-    """Runs the job at `path`; a mistake of the user's is written as the result."""
-    job = Job.loads(Path(path).read_text())
+def finish(job: Any, run: Callable[[Any], dict]) -> int:
+    """Writes what `run(job)` gives to `job.out`; a mistake of the user's is the result then.
+
+    Args:
+      job: with `experiment` (how programs are compiled) and `out` (a path).
+    """
     compilation.enable()
     try:
         with compilation.effort(job.experiment.compilation):
@@ -185,6 +189,11 @@ def main(path: str) -> int:
     with replacing(job.out) as part:
         part.write_text(json.dumps(result))
     return 0
+
+
+def main(path: str) -> int:
+    """Runs the job at `path`."""
+    return finish(Job.loads(Path(path).read_text()), run)
 
 
 if __name__ == "__main__":

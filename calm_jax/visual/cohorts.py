@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -57,13 +58,12 @@ def make(store: Any, diet: Diet, split: config.Split, seed: int) -> Cohorts:
       ConfigError: no session is left for a part. RecordingError: no cell lines.
       SplitError: pretraining and fine-tuning share an animal, container or cell.
     """
-    sessions = [store.session(i) for i in range(len(store.sessions))]
-    cells = selection.cells_of(sessions, excess=False, split=split)
+    cells, about = _read(store, split)
     fixed = {k: v for k, v in (("skewness", diet.skewness), ("kurtosis", diet.kurtosis))
              if v is not None}  # fmt: skip
     chosen = selection.select(cells, by="line", method=diet.method, fixed=fixed or None)
     kept = {str(n) for n, k in zip(chosen.names, chosen.kept) if k}
-    sources = [_source(s, kept) for s in sessions]
+    sources = [dataclasses.replace(s, predictable=s.line in kept) for s in about]
     pretrain, finetune = divide(sources, diet, seed)
     scored = tuple(s.session for s in sources if s.session in finetune and not s.predictable)
     both = [np.array([bool(set(own) & set(part)) for own in cells.sessions])
@@ -80,6 +80,14 @@ def make(store: Any, diet: Diet, split: config.Split, seed: int) -> Cohorts:
         },
         predictable=tuple(sorted(kept)),
     )
+
+
+@functools.lru_cache(maxsize=2)
+def _read(store: Any, split: config.Split) -> tuple[selection.Cells, tuple[Source, ...]]:
+    """Cells and sessions of a store; the lines of a table share them."""
+    each = lambda: (store.session(i) for i in range(len(store.sessions)))
+    cells = selection.cells_of(each(), excess=False, split=split)
+    return cells, tuple(_source(s) for s in each())
 
 
 def divide(
@@ -138,7 +146,7 @@ def _reserve(sources: Sequence[Source], share: float) -> set[str]:
     return out
 
 
-def _source(session: Any, kept: set[str]) -> Source:
+def _source(session: Any) -> Source:
     columns = session.neurons.columns
     line = sorted({_text(x) for x in columns["cell_line"]}) if "cell_line" in columns else []
     if len(line) != 1:
@@ -150,7 +158,7 @@ def _source(session: Any, kept: set[str]) -> Source:
     box = {_text(x) for x in columns.get("container", ())} - {""}
     # Without a container the animal holds together what may be the same cells.
     own = sorted(box)[0] if box else f"animal {session.animal}"
-    return Source(session.session, session.animal, own, line[0], line[0] in kept)
+    return Source(session.session, session.animal, own, line[0], False)
 
 
 def _text(x: Any) -> str:

@@ -20,7 +20,7 @@ import numpy as np
 
 from calm_jax import compilation, movies
 from calm_jax import config as configs
-from calm_jax.errors import RunError, writing
+from calm_jax.errors import ConfigError, RunError, writing
 from calm_jax.files import replacing
 from calm_jax.recordings import preprocess, splits, stimuli
 from calm_jax.recordings.batches import Prepared
@@ -62,6 +62,12 @@ def run(experiment: VisualExperiment, store: Any, place: Place, say: Say) -> dic
       CalmError: for a configuration, recordings or a folder that cannot be used.
     """
     check(experiment)
+    if jax.process_count() > 1:
+        raise ConfigError(
+            "visual experiments run in one process, on all of its devices",
+            where=experiment.name,
+            found=f"{jax.process_count()} processes",
+        )
     done = place.folder / "results.json"
     mark = configs.fingerprint(experiment)
     if done.is_file():
@@ -109,7 +115,7 @@ def _stages(
     kinds = {"gratings": (_gratings, scores.gratings), "movie": (_movie, scores.movie)}
     for name in e.tasks:
         make, score = kinds[name]
-        task, training = make(e, store, who, pretrained, say)
+        task, training = make(e, store, who, pretrained, report, say)
         result = _train(task, training, place.folder / name, e, say)
         found, said[name] = score(task, result.params, e, who, place.folder / name)
         rows += found
@@ -188,6 +194,7 @@ def _pretrained(
     save_arrays(folder / "model.npz", result.params)
     report = {"folder": mark, "steps": e.pretraining.steps, "step": result.step}
     report["validation"] = result.best_metrics
+    report["classes"] = task.classes.tolist()  # what the read-out of the weak labels knows
     with writing(path), replacing(path) as part:
         part.write_text(json.dumps(report, indent=1) + "\n")
     return result.params, report
@@ -197,14 +204,26 @@ def _pretrained(
 
 
 def _gratings(
-    e: VisualExperiment, store: Any, who: parts.Cohorts, pretrained: dict | None, say: Say
+    e: VisualExperiment,
+    store: Any,
+    who: parts.Cohorts,
+    pretrained: dict | None,
+    report: dict | None,
+    say: Say,
 ) -> tuple[GratingsDecoding, configs.Training]:
     made = stimuli.gratings_split(store, e.gratings, e.split, _held_out(store, who.finetune))
     values = None
-    if pretrained is not None:  # the read-out of the weak labels goes on
-        values = stimuli.classes(store, e.gratings)
-        if values.size != _classes(pretrained):
-            values = None
+    if report is not None and len(report["classes"]) > 1:  # the read-out of the labels goes on
+        values = np.array(report["classes"])
+        own = stimuli.classes(store, e.gratings, made.training_index)
+        new = sorted(set(own.tolist()) - set(values.tolist()))
+        if new:
+            raise ConfigError(
+                "pretraining never saw some of the gratings",
+                where=f"{e.gratings.intervals}/{e.gratings.column}",
+                found=f"{new[0]:g} and {len(new) - 1} more" if len(new) > 1 else f"{new[0]:g}",
+                expected=", ".join(f"{v:g}" for v in values),
+            )
     task = GratingsDecoding(
         e.encoder, e.gratings, e.gratings_training, _prepared(e, store, made),
         seed=e.seed, steps=e.gratings_training.steps, units=e.units, tuning=e.gratings_tuning,
@@ -213,13 +232,13 @@ def _gratings(
     return task, e.gratings_training
 
 
-def _classes(pretrained: dict) -> int:
-    [head] = pretrained["encoder"]["readouts"].values()
-    return int(np.shape(head["kernel"])[-1])
-
-
 def _movie(
-    e: VisualExperiment, store: Any, who: parts.Cohorts, pretrained: dict | None, say: Say
+    e: VisualExperiment,
+    store: Any,
+    who: parts.Cohorts,
+    pretrained: dict | None,
+    report: dict | None,
+    say: Say,
 ) -> tuple[MovieReconstruction, configs.Training]:
     made = stimuli.movie_split(store, e.movie, e.split, _held_out(store, who.finetune))
     frames = movies.movie_frames(

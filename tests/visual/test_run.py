@@ -9,7 +9,9 @@ import pytest
 
 from calm_jax import cli, experiments_loader
 from calm_jax.errors import ConfigError, RunError
-from calm_jax.visual import stages, table
+from calm_jax.recordings.build import build
+from calm_jax.recordings.store import open_store
+from calm_jax.visual import cohorts, stages, table
 from calm_jax.visual.experiment import Line, Table
 
 TINY = """
@@ -65,6 +67,17 @@ def test_again_it_is_done_and_another_experiment_is_told(home, capsys):
     assert "done before" in capsys.readouterr().err
     assert cli.main([*words, "--masking.ratio", "0.25"]) == 2
     assert "another experiment" in capsys.readouterr().err
+
+
+def test_gratings_that_pretraining_never_saw_are_told(home):
+    e = experiments_loader.load_experiment(str(home / "tiny.py"))
+    store = open_store(build(e.data))
+    who = cohorts.make(store, e.diet, e.split, 0)
+    assert stages.read(next(home.glob("run/pretrained/*/pretraining.json")))["classes"] == [
+        0, 90, 180, 270,
+    ]  # fmt: skip
+    with pytest.raises(ConfigError, match="never saw some of the gratings"):
+        stages._gratings(e, store, who, {}, {"classes": [0.0, 90.0]}, print)
 
 
 def test_a_table_goes_on_and_shares_pretraining(home):
