@@ -8,6 +8,7 @@ import shlex
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -71,32 +72,11 @@ def analyze(
     material = Material(trained, given, settings, home, data is None, say)
     for note in given.notes:
         say(note)
-    command = shlex.join(_words(Path(folder), data, options, settings))
-    done: dict[str, Result] = {}
-    for name in wanted:
-        before = _READS.get(name)
-        if before and before not in done:
-            earlier = load(home, before)
-            if earlier is not None:
-                done[before] = earlier
-        result = Result(name, settings.seed)
-        start = time.monotonic()
-        try:
-            _RUN[name](material, result, done)
-        except CalmError as e:
-            result.missing.append(f"{name}: {e}")
-        result.missing = merged(result.missing)
-        result.seconds = round(time.monotonic() - start, 1)
-        result.command = command + (f" --only {name}" if only else "")
-        save(result, home)
-        done[name] = result
-        say(f"{name}: {len(result.rows)} numbers in {result.seconds:.0f} s")
-        for line in result.missing:
-            say(f"  not possible: {line}")
-    rows = [r for name in wanted for r in done[name].rows]
-    if out is not None:
-        write_rows(rows, Path(out))
-        say(f"wrote {len(rows)} rows to {out}")
+    command = shlex.join(words(Path(folder), settings, data=data, options=options))
+    rows = make(
+        wanted, lambda name, r, done: _RUN[name](material, r, done), home,
+        seed=settings.seed, command=command, named=bool(only), out=out, say=say,
+    )  # fmt: skip
     if data is None and report:
         from calm_jax.report.page import write_report
 
@@ -106,12 +86,65 @@ def analyze(
     return rows
 
 
+def make(
+    wanted: Sequence[str],
+    run: Callable[[str, Result, dict[str, Result]], None],
+    home: Path,
+    *,
+    seed: int,
+    command: str,
+    named: bool,
+    out: Path | None,
+    say: Callable[[str], None],
+) -> list[AnalysisRow]:
+    """Runs analyses one after the other, saves each in `home`, says what was not possible.
+
+    Args:
+      run: fills the result of an analysis; it is given those made before.
+      command: that makes them all. named: whether some were asked for by name.
+      out: the rows are written there too.
+    """
+    done: dict[str, Result] = {}
+    for name in wanted:
+        before = _READS.get(name)
+        if before and before not in done:
+            earlier = load(home, before)
+            if earlier is not None:
+                done[before] = earlier
+        result = Result(name, seed)
+        start = time.monotonic()
+        try:
+            run(name, result, done)
+        except CalmError as e:
+            result.missing.append(f"{name}: {e}")
+        result.missing = merged(result.missing)
+        result.seconds = round(time.monotonic() - start, 1)
+        result.command = command + (f" --only {name}" if named else "")
+        save(result, home)
+        done[name] = result
+        say(f"{name}: {len(result.rows)} numbers in {result.seconds:.0f} s")
+        for line in result.missing:
+            say(f"  not possible: {line}")
+    rows = [r for name in wanted for r in done[name].rows]
+    if out is not None:
+        write_rows(rows, Path(out))
+        say(f"wrote {len(rows)} rows to {out}")
+    return rows
+
+
 def of_data(folder: Path, data: Path) -> Path:
     """Where the analyses of recordings that are not those of the run are kept."""
     return folder / f"{FOLDER}-of" / (Path(data).resolve().stem or "data")
 
 
 def _checked(only: Sequence[str], settings: Settings) -> list[str]:
+    if len(settings.labels) > 2:
+        raise ConfigError("at most two labels", where="--labels", found=len(settings.labels))
+    return chosen(only)
+
+
+def chosen(only: Sequence[str]) -> list[str]:
+    """The analyses that are named, or all, in their order. Raises: ConfigError."""
     for name in only:
         if name not in NAMES:
             near = difflib.get_close_matches(name, NAMES, 1)
@@ -121,20 +154,22 @@ def _checked(only: Sequence[str], settings: Settings) -> list[str]:
                 expected=", ".join(NAMES),
                 remedy=f"Did you mean {near[0]!r}?" if near else None,
             )
-    if len(settings.labels) > 2:
-        raise ConfigError("at most two labels", where="--labels", found=len(settings.labels))
     return [n for n in NAMES if not only or n in only]
 
 
-def _words(
-    folder: Path, data: Path | None, options: Sequence[str], settings: Settings
+def words(
+    folder: Path, settings: Any, *, data: Path | None = None, options: Sequence[str] = ()
 ) -> list[str]:
-    """The command that makes these results again."""
+    """The command that makes these results again.
+
+    Args:
+      settings: a dataclass; a field that is not at its default is a flag of its name.
+    """
     words = ["calm-jax", "analyze", str(folder)]
     if data is not None:
         words += ["--data", str(data)]
     words += [w for o in options for w in ("--read", o)]
-    usual = Settings()
+    usual = type(settings)()
     for f in dataclasses.fields(settings):
         value = getattr(settings, f.name)
         if value != getattr(usual, f.name):

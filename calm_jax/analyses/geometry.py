@@ -47,20 +47,25 @@ def run_latents(material: Material, result: Result) -> None:
             except AnalysisError as e:
                 result.missing.append(f"latents of {method} in session {name}: {e}")
         for method, x in reduced.items():
-            _measure(result, f"session{i}.{method}", method, x, place, sequence, where)
-        _compare(result, f"session{i}", reduced, where)
+            measure(result, f"session{i}.{method}", method, x, place, sequence, where)
+        compare(result, f"session{i}", reduced, where)
         try:
             result.keep(f"session{i}.tsne", latents.tsne(reduced["calm"], seed=result.seed))
             result.arrays |= {f"session{i}.place": place, f"session{i}.sequence": sequence}
         except (AnalysisError, KeyError) as e:
             result.missing.append(f"t-SNE of session {name}: {e}")
+    means(result)
+
+
+def means(result: Result) -> None:
+    """Adds the mean over sessions of every method and metric."""
     for method, metric in dict.fromkeys((r["method"], r["metric"]) for r in result.rows):
         values = [r["value"] for r in result.rows if (r["method"], r["metric"]) == (method, metric)]
         if np.isfinite(values).any():
             result.put(method, metric, float(np.nanmean(values)))
 
 
-def _measure(
+def measure(
     result: Result,
     key: str,
     method: str,
@@ -86,19 +91,22 @@ def _measure(
         result.missing.append(f"{e} ({method}, session {where['session']})")
 
 
-def _compare(result: Result, key: str, spaces: dict[str, np.ndarray], where: dict) -> None:
-    """CKA and Procrustes disparity between every two spaces."""
+def compare(
+    result: Result, key: str, spaces: dict[str, np.ndarray], where: dict, *, task: str = ""
+) -> None:
+    """CKA and Procrustes disparity between every two spaces.
+
+    Args:
+      task: stands before the method of a row, as "movie/".
+    """
     names = list(spaces)
     alike = np.eye(len(names))
     for a, first in enumerate(names):
         for b, second in enumerate(names[:a]):
             alike[a, b] = alike[b, a] = latents.cka(spaces[first], spaces[second])
-            if first == "traces":
-                result.put(second, "cka_with_traces", alike[a, b], **where)
-                far = latents.procrustes(spaces[second], spaces[first])
-                result.put(second, "procrustes_to_traces", far, **where)
-            else:
-                result.put(second, f"cka_with_{first}", alike[a, b], **where)
+            far = latents.procrustes(spaces[second], spaces[first])
+            result.put(task + second, f"cka_with_{first}", alike[a, b], **where)
+            result.put(task + second, f"procrustes_to_{first}", far, **where)
     result.arrays |= {f"{key}.cka": alike, f"{key}.spaces": np.array(names)}
 
 

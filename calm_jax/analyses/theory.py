@@ -104,9 +104,9 @@ def _groups(material: Material, result: Result, found: list, one_unit: bool) -> 
     if not one_unit:
         result.missing.append("groups of neurons: the sessions have traces in different units")
         return
-    conditions = _conditions(material, result, [i for i, _ in found]) if column is None else None
+    condition = conditions(material, result, [i for i, _ in found]) if column is None else None
     try:
-        table = groups.compare(whole, group, conditions)
+        table = groups.compare(whole, group, condition)
     except AnalysisError as e:
         result.missing.append(f"groups of neurons by {kind}: {e}")
         return
@@ -117,7 +117,7 @@ def _groups(material: Material, result: Result, found: list, one_unit: bool) -> 
             result.put(f"{kind} {name}", metric, float(getattr(table, metric)[k]))
 
 
-def _conditions(material: Material, result: Result, sessions: list[int]) -> dict[str, float]:
+def conditions(material: Material, result: Result, sessions: list[int]) -> dict[str, float]:
     """Condition numbers on subsets of as many neurons as every session has, at most 100."""
     frames = [int(np.diff(material.frames(i, "train")).sum()) for i in sessions]
     alive = [int(material.alive(i).sum()) for i in sessions]
@@ -151,15 +151,15 @@ def run_landscape(material: Material, result: Result) -> None:
             result.put("landscape", metric, getattr(found, metric), **where)
 
 
-def run_curriculum(material: Material, result: Result) -> None:
-    """The four orders of training samples, on at most three sessions."""
+def run_curriculum(material: Material, result: Result, most: int = _CURRICULA) -> None:
+    """The four orders of training samples, on at most `most` sessions."""
     result.facts |= {"sessions": material.names()}
     taken = list(each_session(material, result.missing, "curriculum"))
-    if len(taken) > _CURRICULA:
+    if len(taken) > most:
         result.missing.append(
-            f"curriculum of {len(taken) - _CURRICULA} more sessions: left out, to bound its time"
+            f"curriculum of {len(taken) - most} more sessions: left out, to bound its time"
         )
-    for i in taken[:_CURRICULA]:
+    for i in taken[:most]:
         name = material.names()[i]
         pieces = [z[:, material.alive(i)] for z, _ in material.scaled(i, "train")]
         edges = np.cumsum([0] + [len(p) for p in pieces])

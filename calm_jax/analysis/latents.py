@@ -76,6 +76,7 @@ def tsne(x: np.ndarray, *, most: int = 1000, perplexity: float = 30.0, seed: int
       AnalysisError: fewer than 5 rows, or rows that do not vary.
     """
     from sklearn.manifold import TSNE
+    from threadpoolctl import threadpool_limits
 
     from calm_jax.analysis import components as pca
 
@@ -88,7 +89,8 @@ def tsne(x: np.ndarray, *, most: int = 1000, perplexity: float = 30.0, seed: int
     start = scores[:, :2] if scores.shape[1] > 1 else np.pad(scores, ((0, 0), (0, 1)))
     start = 1e-4 * start / max(float(start[:, 0].std()), 1e-30)
     model = TSNE(2, perplexity=perplexity, init=start, random_state=seed, n_jobs=1)
-    points = model.fit_transform(scores)
+    with threadpool_limits(1):  # its threads wait for each other longer than they work
+        points = model.fit_transform(scores)
     return Tsne(points, index, float(model.kl_divergence_), perplexity, seed, len(x))
 
 

@@ -15,6 +15,13 @@ def add(p: argparse.ArgumentParser) -> None:
 
 def call(known: argparse.Namespace, rest: list[str]) -> None:
     """Runs the command."""
+    from calm_jax.visual import runs
+
+    if runs.is_visual(known.run):
+        from calm_jax.visual import report
+
+        report.rewrite(runs.load(known.run))
+        return
     from calm_jax import pipeline
 
     pipeline.write_report(known.run)

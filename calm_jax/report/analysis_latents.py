@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from calm_jax.analysis.freezing import Detail, Freezing
     from calm_jax.analysis.latents import Dimension, Neighbourhood
 
-_VARIANTS = {
+FROZEN = {
     "none": "nothing frozen",
     "all": "all frozen",
     "first": "first third",
@@ -96,7 +96,7 @@ def freezing_scores(ax: Axes, made: Freezing, *, xlabel: str) -> Axes:
         if i != reference and np.isfinite(made.p[i]):
             text += f", {parts.p_text(made.p[i])}"
         ax.text(made.mean[i], i - 0.2, text, ha="center", va="bottom", bbox=parts.BACK)
-    _rows(ax, [_VARIANTS.get(v, v) for v in made.variants], above=0.75)
+    _rows(ax, [FROZEN.get(v, v) for v in made.variants], above=0.75)
     ax.set(xlabel=xlabel)
     ax.margins(x=0.15)
     interval = "; line: 95% interval (t), small dots: seeds" if seeds > 1 else ""
@@ -117,7 +117,7 @@ def spatial_detail(ax: Axes, made: Mapping[str, Detail]) -> Axes:
             ax.text(value, y, f" {value:.2f}", va="center", fontsize=7.5)
     ax.axvline(1, color=style.QUIET, lw=0.9, ls=":", label="as in the true images")
     frames = next(iter(made.values())).frames
-    _rows(ax, [_VARIANTS.get(v, v) for v in made])
+    _rows(ax, [FROZEN.get(v, v) for v in made])
     ax.set(xlabel=f"energy, reconstruction / truth (n = {frames:,} images)")
     ax.set_xlim(0, 1.18 * max(1, *(v for _, values, _ in sides for v in values)))
     parts.legend_above(ax, 2)

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shlex
+from pathlib import Path
 from typing import Any
 
 from calm_jax import experiments_loader
 from calm_jax.config import Experiment, to_dict
 from calm_jax.errors import CalmError
+
+
+def shown(folder: Path) -> str:
+    """A folder as one types it: relative where it lies below the working folder."""
+    folder, here = Path(folder).resolve(), Path.cwd().resolve()
+    return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
 
 
 def pretrain(experiment: Experiment, folder: str) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 from calm_jax import rows as rows_of_run
 from calm_jax.config import Experiment
 from calm_jax.errors import RunError
+from calm_jax.report import command
 from calm_jax.rows import Row
 from calm_jax.runs import read_run
 from calm_jax.training.log import METRICS
@@ -48,9 +49,7 @@ class Contents:
     @property
     def shown_folder(self) -> str:
         """The run folder as one types it: relative where it lies below the working folder."""
-        folder = self.folder.resolve()
-        here = Path.cwd().resolve()
-        return str(folder.relative_to(here)) if folder.is_relative_to(here) else str(folder)
+        return command.shown(self.folder)
 
     @property
     def rate(self) -> float | None:

@@ -57,7 +57,7 @@ def write_report(run: Path) -> Path:
             *analyses.parts(contents, drawn),
         ]
         bodies = [
-            (title, text + _figures(contents, section), made)
+            (title, text + figures(contents.folder, section), made)
             for title, text, section, made in parts
         ]
     bodies.append(("The run", _run(contents), trained))
@@ -67,22 +67,27 @@ def write_report(run: Path) -> Path:
     return path
 
 
-def _figures(run: Contents, section: Section) -> str:
-    """The drawings of a section, saved and set into the page, and what is missing."""
-    shown = [_figure(run, d) for d in section.drawings]
+def figures(folder: Path, section: Section) -> str:
+    """The drawings of a section, saved below `folder` and set into its page, and what is
+    missing."""
+    shown = [_figure(folder, d) for d in section.drawings]
     out = f'<div class="grid">{"".join(shown)}</div>' if shown else ""
     return out + "".join(f'<p class="missing">{html.escape(m)}.</p>' for m in section.missing)
 
 
-def _figure(run: Contents, drawing: Drawing) -> str:
-    png, svg = style.save(drawing.figure, run.folder / FIGURES, drawing.name)
+def _figure(folder: Path, drawing: Drawing) -> str:
+    _, svg = style.save(drawing.figure, folder / FIGURES, drawing.name)
+    return image(svg, drawing.caption, f"{FIGURES}/{drawing.name}", drawing.name)
+
+
+def image(svg: Path, caption: str, link: str, name: str) -> str:
+    """A drawing in the page, with links to its files `link`.png and `link`.svg."""
     # As an image, so that names inside one drawing cannot meet those of another.
     data = base64.b64encode(svg.read_bytes()).decode()
-    caption = html.escape(drawing.caption)
-    links = f'<a href="{FIGURES}/{png.name}">PNG</a> <a href="{FIGURES}/{svg.name}">SVG</a>'
+    caption = html.escape(caption)
+    links = f'<a href="{link}.png">PNG</a> <a href="{link}.svg">SVG</a>'
     return (
-        f'<figure id="fig-{drawing.name}"><img alt="{caption}" '
-        f'src="data:image/svg+xml;base64,{data}">'
+        f'<figure id="fig-{name}"><img alt="{caption}" src="data:image/svg+xml;base64,{data}">'
         f"<figcaption>{caption} <span>{links}</span></figcaption></figure>"
     )
 
@@ -129,8 +134,27 @@ def _run(run: Contents) -> str:
 
 
 def _page(run: Contents, bodies: list[tuple[str, str, list[str]]]) -> str:
-    name = html.escape(run.experiment.name)
-    purpose = html.escape(run.experiment.purpose)
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    trained = {str(f["machine"]) for f in run.stages.values() if f.get("machine")}
+    where = f"run on {', '.join(sorted(trained))}" if trained else f"page written on {machine()}"
+    facts = [
+        f"run <code>{html.escape(run.shown_folder)}</code>",
+        f"written {date}",
+        f"calm_jax {calm_jax.__version__}",
+        html.escape(where),
+    ]
+    return layout(run.experiment.name, run.experiment.purpose, facts, bodies)
+
+
+def layout(
+    name: str, purpose: str, facts: list[str], bodies: list[tuple[str, str, list[str]]]
+) -> str:
+    """The page: its head, a table of contents, and sections with the commands that made them.
+
+    Args:
+      facts: HTML. bodies: (title, HTML, commands) of each section.
+    """
+    name, purpose = html.escape(name), html.escape(purpose)
     toc, main = [], []
     for title, body, made in bodies:
         key = title.lower().replace(" ", "-")
@@ -138,22 +162,13 @@ def _page(run: Contents, bodies: list[tuple[str, str, list[str]]]) -> str:
         made_by = ", drawn by ".join(f"<code>{html.escape(m)}</code>" for m in made)
         note = f'<p class="made">made by {made_by}</p>'
         main.append(f'<section id="{key}"><h2>{title}</h2>{body}{note}</section>')
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    trained = {str(f["machine"]) for f in run.stages.values() if f.get("machine")}
-    where = f"run on {', '.join(sorted(trained))}" if trained else f"page written on {machine()}"
-    head = [
-        f"run <code>{html.escape(run.shown_folder)}</code>",
-        f"written {date}",
-        f"calm_jax {calm_jax.__version__}",
-        html.escape(where),
-    ]
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{name}: calm_jax report</title><style>{html.STYLE}</style></head><body>"
         f"<header><h1>{name}</h1>"
         + (f"<p>{purpose}</p>" if purpose else "")
-        + f'<p class="facts">{" · ".join(head)}</p></header>'
+        + f'<p class="facts">{" · ".join(facts)}</p></header>'
         f'<nav aria-label="Contents"><ul>{"".join(toc)}</ul></nav>'
         f"<main>{''.join(main)}</main></body></html>\n"
     )

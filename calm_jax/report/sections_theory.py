@@ -6,7 +6,7 @@ import numpy as np
 
 from calm_jax.analyses.result import Result
 from calm_jax.analysis.curriculum import Curriculum
-from calm_jax.analysis.groups import Groups
+from calm_jax.analysis.groups import Groups, Ratio
 from calm_jax.analysis.information import Information
 from calm_jax.analysis.landscape import Landscape
 from calm_jax.analysis.latents import Dimension, Neighbourhood, Tsne
@@ -22,12 +22,19 @@ SPACES = {"calm": "CalM", "untrained": "untrained", "traces": "traces"}
 
 def information(result: Result) -> tuple[str, Section]:
     """Fisher information, spectra and moments of neurons; groups and their score."""
-    f, drawings, text = result.facts, [], ""
+    f, drawings = result.facts, []
     made = result.get(Information, "neurons")
     if made is None:
         return "", Section([], [])
-    groups = result.arrays["group"]
-    unit, kind = f["unit"], f["groups"]
+    groups, kind = result.arrays["group"], f["groups"]
+    table, text = result.get(Groups, "groups"), ""
+    if table is not None:
+        text = _groups(table, f["unit"], kind)
+    chosen = result.get(Groups, "selected")
+    if "selection" in result.arrays:  # a visual run: lines that were selected, and the others
+        groups, kind, table = result.arrays["selection"], "selection of cell lines", chosen
+        text = _selected(result) + text
+    unit = f["unit"]
     names = np.unique(groups[groups != ""])
     shown = groups if len(names) <= _FEW else None
     n = f"n = {int(np.isfinite(made.fisher).sum()):,} neurons"
@@ -39,7 +46,7 @@ def information(result: Result) -> tuple[str, Section]:
         figure, (ax,) = style.panels(height=0.9 + 0.42 * (len(names) if shown is not None else 1))
         analysis_theory.per_group(ax, values, shown, xlabel=label, log=log, seed=result.seed)
         drawings.append(
-            Drawing(f"information_{name}", f"{label.split(' (')[0].capitalize()} of the neurons "
+            Drawing(f"information_{name}", f"{_capital(label.split(' (')[0])} of the neurons "
                     f"in the training part, by {kind}. {n}.", figure)
         )  # fmt: skip
     power = result.get(Spectrum, "spectrum")
@@ -50,21 +57,36 @@ def information(result: Result) -> tuple[str, Section]:
             Drawing("spectra", f"Power spectral density of the traces by {kind}. {n}.", figure)
         )
     figure, (ax,) = style.panels()
-    analysis_theory.moments(ax, made, shown)
+    analysis_theory.moments(ax, made, shown, thresholds=f.get("thresholds"))
     drawings.append(
         Drawing("moments", f"Kurtosis against skewness of the neurons, by {kind}. {n}.", figure)
     )
-    table = result.get(Groups, "groups")
-    if table is not None:
-        text = _groups(table, unit, kind)
-        if len(table.names) <= _FEW:
-            figure, (ax,) = style.panels(height=1.5 + 0.5 * len(table.names))
-            analysis_theory.composite_score(ax, table)
-            drawings.append(
-                Drawing("composite_score", "Composite score with the published weights (.3, .25, "
-                        ".2, .15, .1); every factor relative to the best group.", figure)
-            )  # fmt: skip
+    if table is not None and len(table.names) <= _FEW:
+        figure, (ax,) = style.panels(height=1.5 + 0.5 * len(table.names))
+        analysis_theory.composite_score(ax, table)
+        drawings.append(
+            Drawing("composite_score", "Composite score with the published weights (.3, .25, "
+                    ".2, .15, .1); every factor relative to the best group.", figure)
+        )  # fmt: skip
     return text, Section(drawings, [])
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
+
+
+def _selected(result: Result) -> str:
+    """Table 2 of selected against rejected lines, and the ratio of their Fisher information."""
+    table, found = result.get(Groups, "selected"), result.get(Ratio, "ratio")
+    out = "" if table is None else _groups(table, result.facts["unit"], "lines")
+    if found is not None:
+        out += (
+            f"<p>Fisher information of neurons of predictable lines over that of unpredictable "
+            f"lines: {found.value:.3g} (95% interval {found.low:.3g} to {found.high:.3g}, neurons "
+            f"drawn anew within each group; n = {found.n[0]:,} and {found.n[1]:,}; a cell counts "
+            "once for every session it is in).</p>"
+        )
+    return out
 
 
 def _groups(table: Groups, unit: str, kind: str) -> str:
@@ -88,14 +110,12 @@ def _groups(table: Groups, unit: str, kind: str) -> str:
 def landscape(result: Result) -> tuple[str, Section]:
     """The loss surface of the first sessions; roughness of all."""
     names, drawings = result.facts["sessions"], []
-    for i, name in enumerate(names):
-        found = result.get(Landscape, f"session{i}")
-        if found is None or len(drawings) == _SHOWN:
-            continue
+    for i in _first(result, Landscape):
+        name, found = _named(result, names[i]), result.get(Landscape, f"session{i}")
         figure, (ax,) = style.panels(height=3.2)
         analysis_theory.surface(ax, found)
         drawings.append(
-            Drawing(f"landscape_{i}", f"Session {name}: loss from the five nearest frames over "
+            Drawing(f"landscape_{i}", f"{name}: loss from the five nearest frames over "
                     "the plane of the first two components (training part).", figure)
         )  # fmt: skip
     rough = by_session(result, "landscape", "roughness")
@@ -106,23 +126,63 @@ def landscape(result: Result) -> tuple[str, Section]:
         f"<p>Roughness (SD of the loss) {np.mean(rough):.3g} SD², ruggedness "
         f"{np.mean(rugged):.3g}, mean over n = {len(rough)} sessions. Orange: frames.</p>"
     )
+    about = result.facts.get("about")
+    if about:
+        of = [about[r["session"]][1] for r in result.rows
+              if r["metric"] == "roughness" and r["session"] is not None]  # fmt: skip
+        figure, (ax,) = style.panels(height=0.9 + 0.42 * len(set(of)))
+        label = "roughness: SD of the loss over the grid (SD²)"
+        analysis_theory.per_group(ax, np.array(rough), np.array(of), xlabel=label, seed=result.seed)
+        drawings.append(
+            Drawing("roughness", f"Roughness of one session of each cell line, "
+                    f"{result.facts['neurons']} neurons of each. n = {len(rough)} sessions.",
+                    figure)
+        )  # fmt: skip
     return text, Section(drawings, [])
+
+
+def _first(result: Result, cls: type) -> list[int]:
+    """Sessions that get a figure of their own: the first ones; of a visual run of each group."""
+    names, about = result.facts["sessions"], result.facts.get("about")
+    there = [i for i in range(len(names)) if result.get(cls, f"session{i}") is not None]
+    if not about:
+        return there[:_SHOWN]
+    groups = dict.fromkeys(about[names[i]][1] for i in there)
+    return [i for g in groups for i in [k for k in there if about[names[k]][1] == g][: _SHOWN - 1]]
+
+
+def _named(result: Result, name: str) -> str:
+    """A session in a caption, with its cell line where the run is of lines."""
+    about = result.facts.get("about", {}).get(name)
+    return f"Session {name}" + (f" ({about[0]}, {about[1]} line)" if about else "")
 
 
 def curriculum(result: Result) -> tuple[str, Section]:
     """Learning curves under the four orders."""
-    drawings = []
-    for i, name in enumerate(result.facts["sessions"]):
-        found = result.get(Curriculum, f"session{i}")
-        if found is None:
-            continue
+    drawings, names = [], result.facts["sessions"]
+    about = result.facts.get("about")
+    there = [i for i in range(len(names)) if result.get(Curriculum, f"session{i}") is not None]
+    for i in _first(result, Curriculum) if about else there:
+        name, found = _named(result, names[i]), result.get(Curriculum, f"session{i}")
         figure, (ax,) = style.panels(height=3.0)
         analysis_theory.learning_curves(ax, found)
         drawings.append(
-            Drawing(f"curriculum_{i}", f"Session {name}: samples in four orders of difficulty. "
+            Drawing(f"curriculum_{i}", f"{name}: samples in four orders of difficulty. "
                     "Bands: all repeats.", figure)
         )  # fmt: skip
-    return "", Section(drawings, [])
+    return _orders(result) if about else "", Section(drawings, [])
+
+
+def _orders(result: Result) -> str:
+    """Performance and stability of each order, of selected and of rejected lines."""
+    rows = []
+    for group in dict.fromkeys(g for _, g in result.facts["about"].values()):
+        n = sum(g == group for _, g in result.facts["about"].values())
+        for order in ("easy_to_hard", "hard_to_easy", "random", "mixed"):
+            values = [result.value(f"{group}: {order}", m) for m in ("performance", "stability")]
+            rows.append([group, order.replace("_", " "), *map(number, values), str(n)])
+    heads = ["lines", "order", "performance (R²)", "stability", "sessions"]
+    return html.table(heads, rows, (2, 3, 4))
 
 
 def latents(result: Result) -> tuple[str, Section]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import datetime
 import json
 from pathlib import Path
@@ -13,11 +12,14 @@ import numpy as np
 import calm_jax
 from calm_jax import config as configs
 from calm_jax.files import replacing
-from calm_jax.report import html, style
+from calm_jax.report import analyses, command, html, page, style
+from calm_jax.report.sections import Drawing, Section
 from calm_jax.visual.experiment import VisualExperiment
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from calm_jax.visual.runs import VisualRun
 
 MONITOR = {
     "distance": "distance between views",
@@ -27,53 +29,106 @@ MONITOR = {
 
 
 def write(
-    experiment: VisualExperiment, results: dict[str, Any], folder: Path, shared: Path
+    experiment: VisualExperiment,
+    results: dict[str, Any],
+    folder: Path,
+    shared: Path,
+    made: str | None = None,
 ) -> Path:
     """Writes `report.html` and figures of a finished experiment; returns the page.
 
     Args:
       results: of `stages.run`. folder: the run folder, where `gratings/` and `movie/` lie.
-      shared: where pretrainings lie.
+      shared: where pretrainings lie. made: the command that made the run; None: of
+        `pretrain`.
     """
-    from calm_jax.report.style import panels
-
-    parts = [("At a glance", _glance(results)), ("Who trains", _who(results))]
+    here = command.shown(folder)
+    made = made or command.pretrain(experiment, here)
+    drawn = command.report(here)
     with style.look():
-        figure, [ax] = panels(1, height=3.0)
-        draw_lines(ax, results["cohorts"])
-        parts[1] = ("Who trains", parts[1][1] + _figure(figure, folder, "lines",
-                    "Median skewness and kurtosis of every cell line (training frames), and the "
-                    "thresholds."))  # fmt: skip
+        parts = [
+            ("At a glance", _glance(results), Section([], []), [made]),
+            ("Who trains", _who(results), _lines(results), [made, drawn]),
+        ]
         if results["pretraining"]:
-            log = shared / results["pretraining"]["folder"] / "metrics.jsonl"
-            rows = _log(log)
-            figure, axes = panels(len(MONITOR), height=1.6)
-            for ax, name in zip(axes, MONITOR):
-                draw_monitor(ax, rows, name)
-            text = (
-                "The collapse monitor. If all windows had the same latents, their variance and "
-                "effective rank would go to 0 and 1. Weak labels (grating directions) make this "
-                "pretraining weakly supervised."
-                if experiment.masking.label_weight > 0
-                else "The collapse monitor; no labels were used."
-            )
-            parts.append(("Pretraining", _figure(figure, folder, "pretraining", text)))
-    for task in experiment.tasks:
-        body = _rows(results, task)
-        if results["said"].get(task):
-            body += f"<p>{html.escape(results['said'][task])}</p>"
-        sheet = folder / task / "contact_sheet.svg"
-        if sheet.is_file():
-            body += _image(sheet, "Shown, reconstructed, and the training frame of nearest "
-                           "activity.", f"{task}/contact_sheet")  # fmt: skip
-        parts.append((task.capitalize(), body))
-    text = html.escape(configs.dumps(experiment))
-    parts.append(("The run", f"<details><summary>Configuration (fingerprint "
-                  f"{configs.fingerprint(experiment)})</summary><pre>{text}</pre></details>"))
-    path = folder / "report.html"
+            section = _monitor(experiment, results, shared)
+            parts.append(("Pretraining", "", section, [made, drawn]))
+        for task in experiment.tasks:
+            body = _task(results, task, folder)
+            parts.append((task.capitalize(), body, Section([], []), [made]))
+        parts += analyses.visual_parts(folder, [drawn])
+        bodies = [
+            (title, text + page.figures(folder, section), commands)
+            for title, text, section, commands in parts
+        ]
+    bodies.append(("The run", _run(experiment, results, folder, made), [made]))
+    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
+    facts = [
+        f"run <code>{html.escape(here)}</code>", f"seed {experiment.seed}", f"written {date}",
+        f"calm_jax {calm_jax.__version__}",
+    ]  # fmt: skip
+    path = folder / page.PAGE
     with replacing(path) as part:
-        part.write_text(_page(experiment, folder, parts), encoding="utf-8")
+        text = page.layout(experiment.name, experiment.purpose, facts, bodies)
+        part.write_text(text, encoding="utf-8")
     return path
+
+
+def rewrite(run: VisualRun) -> Path:
+    """The page of a finished run again, with the analyses it has by now."""
+    return write(run.experiment, run.results, run.folder, run.shared, run.command)
+
+
+def _lines(results: dict[str, Any]) -> Section:
+    figure, [ax] = style.panels(1, height=3.0)
+    draw_lines(ax, results["cohorts"])
+    text = "Median skewness and kurtosis of every cell line (training frames), and the thresholds."
+    return Section([Drawing("lines", text, figure)], [])
+
+
+def _monitor(experiment: VisualExperiment, results: dict[str, Any], shared: Path) -> Section:
+    rows = _log(shared / results["pretraining"]["folder"] / "metrics.jsonl")
+    figure, axes = style.panels(len(MONITOR), height=1.6)
+    for ax, name in zip(axes, MONITOR):
+        draw_monitor(ax, rows, name)
+    text = (
+        "The collapse monitor. If all windows had the same latents, their variance and "
+        "effective rank would go to 0 and 1. Weak labels (grating directions) make this "
+        "pretraining weakly supervised."
+        if experiment.masking.label_weight > 0
+        else "The collapse monitor; no labels were used."
+    )
+    return Section([Drawing("pretraining", text, figure)], [])
+
+
+def _task(results: dict[str, Any], task: str, folder: Path) -> str:
+    """Numbers of a fine-tuning, what they say, and the contact sheet of a movie."""
+    body = _rows(results, task)
+    if results["said"].get(task):
+        body += f"<p>{html.escape(results['said'][task])}</p>"
+    sheet = folder / task / "contact_sheet.svg"
+    if sheet.is_file():
+        body += page.image(sheet, "Shown, reconstructed, and the training frame of nearest "
+                           "activity.", f"{task}/contact_sheet", "contact_sheet")  # fmt: skip
+    return body
+
+
+def _run(experiment: VisualExperiment, results: dict[str, Any], folder: Path, made: str) -> str:
+    """Commands and the configuration."""
+    here, out = command.shown(folder), ""
+    for what, text in (
+        (f"everything: training, scores, this page (took {results['seconds']:,.0f} s)", made),
+        ("latent spaces, information of cell lines, landscape, curriculum", command.analyze(here)),
+        ("fine-tuning with parts of the encoder frozen",
+         f"{command.analyze(here)} --only freezing"),
+        ("this page and its figures alone", command.report(here)),
+    ):  # fmt: skip
+        out += f"<p>{what.capitalize()}:</p><pre>{html.escape(text)}</pre>"
+    text = html.escape(configs.dumps(experiment))
+    return out + (
+        f"<details><summary>Configuration (fingerprint {configs.fingerprint(experiment)})"
+        f"</summary><pre>{text}</pre></details>"
+    )
 
 
 def draw_lines(ax: Axes, cohorts: dict[str, Any]) -> Axes:
@@ -169,39 +224,3 @@ def _who(results: dict[str, Any]) -> str:
         f"{', '.join(who['predictable'])}; no animal is in both parts."
     )
     return f"<p>{html.escape(text)}</p>"
-
-
-def _figure(figure: Any, folder: Path, name: str, caption: str) -> str:
-    _, svg = style.save(figure, folder / "figures", name)
-    return _image(svg, caption, f"figures/{name}")
-
-
-def _image(svg: Path, caption: str, link: str) -> str:
-    data = base64.b64encode(svg.read_bytes()).decode()
-    text = html.escape(caption)
-    return (
-        f'<figure><img alt="{text}" src="data:image/svg+xml;base64,{data}"><figcaption>{text} '
-        f'<span><a href="{link}.png">PNG</a> <a href="{link}.svg">SVG</a></span></figcaption>'
-        "</figure>"
-    )
-
-
-def _page(experiment: VisualExperiment, folder: Path, parts: list[tuple[str, str]]) -> str:
-    name = html.escape(experiment.name)
-    key = lambda title: title.lower().replace(" ", "-")
-    toc = "".join(f'<li><a href="#{key(t)}">{t}</a></li>' for t, _ in parts)
-    made = f"<code>calm-jax pretrain {name}</code>"
-    main = "".join(
-        f'<section id="{key(t)}"><h2>{t}</h2>{body}<p class="made">made by {made}</p></section>'
-        for t, body in parts
-    )
-    date = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{name}: calm_jax report</title><style>{html.STYLE}</style></head><body>"
-        f"<header><h1>{name}</h1><p>{html.escape(experiment.purpose)}</p>"
-        f'<p class="facts">seed {experiment.seed} · written {date} · '
-        f"calm_jax {calm_jax.__version__}</p></header>"
-        f'<nav aria-label="Contents"><ul>{toc}</ul></nav><main>{main}</main></body></html>\n'
-    )

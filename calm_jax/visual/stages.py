@@ -112,11 +112,10 @@ def _stages(
         pretrained, report = _pretrained(e, store, who, place.shared, say)
     rows: list[dict] = []
     said: dict[str, str] = {}
-    kinds = {"gratings": (_gratings, scores.gratings), "movie": (_movie, scores.movie)}
     for name in e.tasks:
-        make, score = kinds[name]
-        task, training = make(e, store, who, pretrained, report, say)
+        task, training = task_of(name, e, store, who, pretrained, report, say)
         result = _train(task, training, place.folder / name, e, say)
+        score = {"gratings": scores.gratings, "movie": scores.movie}[name]
         found, said[name] = score(task, result.params, e, who, place.folder / name)
         rows += found
         save_arrays(place.folder / name / "model.npz", result.params)
@@ -200,7 +199,41 @@ def _pretrained(
     return result.params, report
 
 
+def pretrained_weights(
+    e: VisualExperiment, store: Any, who: parts.Cohorts, shared: Path
+) -> tuple[dict | None, dict | None]:
+    """(params, what is told) of the pretraining of a finished experiment; nothing is trained.
+
+    Raises:
+      RunError: when they are not there, or damaged.
+    """
+    if e.diet.pretrain == "none":
+        return None, None
+    folder = shared / pretraining_fingerprint(e, who.pretrain)
+    if not (folder / "pretraining.json").is_file():
+        raise RunError("the pretrained encoder of this run is missing", where=folder)
+    return _pretrained(e, store, who, shared, lambda _: None)
+
+
 # Fine-tuning
+
+
+def task_of(
+    name: str,
+    e: VisualExperiment,
+    store: Any,
+    who: parts.Cohorts,
+    pretrained: dict | None,
+    report: dict | None,
+    say: Say,
+) -> tuple[GratingsDecoding | MovieReconstruction, configs.Training]:
+    """The fine-tuning "gratings" or "movie" of an experiment, and how it is trained.
+
+    Args:
+      pretrained, report: of `pretrained_weights`; None from scratch.
+    """
+    make = {"gratings": _gratings, "movie": _movie}[name]
+    return make(e, store, who, pretrained, report, say)
 
 
 def _gratings(
