@@ -341,8 +341,9 @@ def fingerprint(config: Any) -> str:
 class Decoding:
     """A behaviour decoder on the features of a run (spec section 5)."""
 
-    head: Literal["gated", "linear"] = "gated"
-    rank: int = 16  # per output
+    # "pooled": ridge regressions with a shared prior; "gated", "linear": as published.
+    head: Literal["pooled", "gated", "linear"] = "pooled"
+    rank: int = 16  # per output; pooled: directions after a round
     kernel: int = 9  # frames of the smoothing
     dropout: float = 0.2
     look_ahead: int = 0  # frames after t that the decoder of frame t may read

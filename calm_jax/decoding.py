@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 
-from calm_jax import config, runs, weights
+from calm_jax import config, pooled_decoder, runs, weights
 from calm_jax import decoding_scores as scores
 from calm_jax.baselines.behavior import linear
 from calm_jax.baselines.behavior.tcn import TCNNetwork
@@ -225,6 +225,7 @@ def decode(
             where="--rows-only",
             remedy="Name it with --from.",
         )
+    settings = pooled_decoder.settled(settings)
     trained = weights.load(folder)
     given = recordings(trained, data, options)
     rate = float(np.median([s.rate for s in given.sessions]))
@@ -244,21 +245,29 @@ def decode(
     rows = Rows()
     problem = _Problem(trained, given, made, wanted, settings, rows)
     method = f"calm_{settings.head}" + ("_tuned" if settings.fine_tune else "")
-    network, populations = problem.own(saved)
     home = trained.run.path("decoders", name)
-    for seed in range(seeds):
-        state, task = problem.train(network, populations, seed, home, saved)
-        problem.score(method, task, state, seed)
-        if seed == 0:
-            save(home, trained, given.sessions, wanted, settings, rate)
-        runs.save_arrays(home / f"seed{seed}.npz", state.params)
-        say(f"{method}, seed {seed}: step {state.step} of {settings.training.steps}")
+    if settings.head == "pooled":  # in closed form: the same for every seed
+        fitted = problem.pooled(saved)
+        problem.score(method, fitted.predict, None)
+        save(home, trained, given.sessions, wanted, settings, rate)
+        runs.save_arrays(home / "seed0.npz", fitted.arrays())
+        for note in fitted.notes:
+            say(f"{method}: {note}")
+    else:
+        network, populations = problem.own(saved)
+        for seed in range(seeds):
+            state, task = problem.train(network, populations, seed, home, saved)
+            problem.score(method, _predictor(task, state), seed)
+            if seed == 0:
+                save(home, trained, given.sessions, wanted, settings, rate)
+            runs.save_arrays(home / f"seed{seed}.npz", state.params)
+            say(f"{method}, seed {seed}: step {state.step} of {settings.training.steps}")
     if baselines:
         problem.linear_baselines()
         tcn, traces = problem.tcn()
         for seed in range(seeds):
             state, task = problem.train(tcn, traces, seed, home, None)
-            problem.score("tcn", task, state, seed)
+            problem.score("tcn", _predictor(task, state), seed)
     found = rows.finish()
     if out is not None:
         scores.write(found, out)
@@ -266,6 +275,10 @@ def decode(
     scores.write(found, home / "rows.json")
     scores.print_summary(found, wanted, console or Console(highlight=False))
     return found
+
+
+def _predictor(task: Behavior, state: Any) -> Callable[[int, int, int], np.ndarray]:
+    return lambda i, a, b: task.predict(state.params, state.extra, i, a, b)
 
 
 class _Problem:
@@ -307,6 +320,18 @@ class _Problem:
             network = FrozenHead(model, s, rows, self.outputs)
         return network, Populations(self.splits, read, self.offset, self.given.table)
 
+    def pooled(self, saved: Saved | None) -> pooled_decoder.PooledDecoder:
+        """The pooled decoder, fitted."""
+        read = FeatureReader(
+            self.trained.model, self.given.prepared, self.given.table, self.settings, self._window()
+        )
+        made = pooled_decoder.PooledDecoder(
+            self._traces, read, self.splits, self.offset, self.targets, self.settings
+        )
+        width = self.trained.model.transformer.config.width + len(pooled_decoder.TAUS) + 1
+        made.fit(None if saved is None else saved.directions(width))
+        return made
+
     def tcn(self) -> tuple[Network, Populations]:
         """The TCN, on scaled traces."""
         network = TCNNetwork(self.settings, int(self.offset[-1]), self.outputs)
@@ -333,8 +358,10 @@ class _Problem:
         finally:
             shutil.rmtree(place, ignore_errors=True)
 
-    def score(self, method: str, task: Behavior, state: Any, seed: int) -> None:
-        """Rows of the test part of every session."""
+    def score(
+        self, method: str, predict: Callable[[int, int, int], np.ndarray], seed: int | None
+    ) -> None:
+        """Rows of the test part of every session; `predict(i, a, b)` decodes a range."""
         for i, session in enumerate(self.given.sessions):
             ranges = self.splits.parts[i]["test"].tolist()
             pred = None
@@ -343,10 +370,7 @@ class _Problem:
                 known = np.concatenate([t.known[i][a:b] for a, b in ranges])
                 if known.any():
                     if pred is None:
-                        make = lambda a, b, i=i: task.predict(  # noqa: E731
-                            state.params, state.extra, i, a, b
-                        )
-                        pred = np.concatenate([make(a, b) for a, b in ranges])
+                        pred = np.concatenate([predict(i, a, b) for a, b in ranges])
                     truth = np.concatenate([t.values[i][a:b] for a, b in ranges])[known]
                     outputs = pred[known, first : first + t.outputs]
                     self.rows.score(method, t, session, seed, outputs, truth)

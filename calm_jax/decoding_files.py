@@ -121,6 +121,29 @@ class Saved:
             raise RunError("the decoder cannot be read", where=path, found=str(e)) from e
 
 
+    def directions(self, width: int) -> list[np.ndarray]:
+        """The directions (K, R) of every target of a pooled decoder.
+
+        Args:
+          width: K, of the features that they are to be applied to.
+
+        Raises:
+          RunError: when they are missing or of features of another width.
+        """
+        arrays, out = self.arrays(0), []
+        for k in range(len(self.content["targets"])):
+            found = arrays.get(f"{k}/directions")
+            if found is None or found.ndim != 2 or found.shape[0] != width:
+                raise RunError(
+                    "the decoder is of another run or of another shape",
+                    where=self.folder,
+                    found=f"{k}/directions: {'missing' if found is None else found.shape}",
+                    expected=f"({width}, directions)",
+                )
+            out.append(found)
+        return out
+
+
 def neuron_rows(
     saved: Saved,
     sessions: Sequence[Session],

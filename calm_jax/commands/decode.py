@@ -35,7 +35,12 @@ def add(p: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="targets whose numbers are labels",
     )
-    p.add_argument("--head", choices=("gated", "linear"), default=d.head, help=f"default: {d.head}")
+    p.add_argument(
+        "--head",
+        choices=("pooled", "gated", "linear"),
+        help="pooled: ridge with a prior shared by all neurons; gated, linear: as published; "
+        "default: pooled, with --fine-tune gated",
+    )
     p.add_argument("--rank", type=int, default=d.rank, help=f"per output; default: {d.rank}")
     p.add_argument("--look-ahead", type=float, metavar="SECONDS", help="default: nothing after t")
     p.add_argument(
@@ -96,7 +101,7 @@ def settings_of(known: argparse.Namespace) -> Decoding:
     d = Decoding()
     return dataclasses.replace(
         d,
-        head=known.head,
+        head=known.head or ("gated" if known.fine_tune else d.head),
         rank=known.rank,
         dropout=known.dropout,
         every_frame=known.every_frame,

@@ -1,0 +1,366 @@
+"""The pooled decoder: behaviour by ridge regressions with a shared prior (`pooled_ridge`).
+
+What a neuron gives at frame t, all of it from frames up to t + look-ahead:
+
+  trace    z_t
+  bands    e_{tau_k} - e_{tau_{k+1}} of causal exponential means of z, tau = 0, 2, ..., 32
+           frames: the trace split by time scale, its slow level left out
+  latents  the features of the backbone at t, every frame the end of a token
+
+Per target: directions by rounds of empirical Bayes over all sessions; the number of
+rounds by the mean error over the validation parts, the penalty of each session by its
+own. Outputs are then calibrated on the validation part: numbers shrink by a factor in
+[0, 1] (least squares), the scores of classes become logits.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.signal import lfilter
+
+from calm_jax import config, pooled_ridge
+from calm_jax.errors import ConfigError, RecordingError
+from calm_jax.pooled_ridge import ALPHAS, Fit, Labels
+from calm_jax.recordings.splits import Splits
+from calm_jax.recordings.targets import Target
+
+TAUS = (2, 4, 8, 16, 32)  # frames
+SHARES = {"trace": 0.2, "bands": 0.3, "latents": 0.5}  # of the prior variance
+ROUNDS = 2  # at most
+_LEARN = 1000  # frames of a session that directions are learned from
+_MOST = 6000  # frames of a session that rows are fitted to: kernels are (T, T)
+
+Read = Callable[[int, int, int], np.ndarray]
+
+
+class Solution(NamedTuple):
+    """What decodes one target.
+
+    directions (K, R); rows (N, R, O) of the neurons of all sessions, bias (S, O);
+    alpha (S,) penalties, for the record. Outputs are calibrated.
+    """
+
+    directions: np.ndarray
+    rows: np.ndarray
+    bias: np.ndarray
+    alpha: np.ndarray
+
+
+def bands(z: np.ndarray) -> np.ndarray:
+    """(T, N, 1 + len(TAUS)): the trace and its bands. Shapes: z (T, N).
+
+    Means begin at the first frame, as if it had stood there for ever.
+    """
+    means = [z.astype(np.float64)]
+    for tau in TAUS:
+        keep = np.exp(-1.0 / tau)
+        out, _ = lfilter([1 - keep], [1, -keep], means[0], axis=0, zi=keep * means[0][:1])
+        means.append(out)
+    parts = [a - b for a, b in itertools.pairwise(means)]
+    return np.stack([z, *parts], -1).astype(np.float32)
+
+
+def ahead(x: np.ndarray, frames: int) -> np.ndarray:
+    """x[t + frames], the last one beyond the end. Shapes: x (T, ...)."""
+    if frames == 0 or not len(x):
+        return x
+    return np.concatenate([x[frames:], np.repeat(x[-1:], min(frames, len(x)), 0)])[: len(x)]
+
+
+def start(x: Sequence[np.ndarray]) -> np.ndarray:
+    """(K, K) directions to begin with: blocks of features scaled to their `SHARES`.
+
+    Shapes: x of each session (T, N, K), of training frames.
+    """
+    spread = np.mean([np.square(v - v.mean(0)).mean((0, 1)) for v in x], axis=0)
+    edges = (0, 1, 1 + len(TAUS), x[0].shape[2])
+    scale = np.zeros(edges[-1])
+    for share, a, b in zip(SHARES.values(), edges, edges[1:], strict=False):
+        scale[a:b] = np.sqrt(share / max(float(spread[a:b].sum()), 1e-12))
+    return np.diag(scale).astype(np.float32)
+
+
+class PooledDecoder:
+    """Fits and applies the pooled decoder of `targets`.
+
+    Args:
+      traces, latents: (session, start, stop) -> (T, N) scaled, (T, N, D) of a whole range.
+      offset: (S + 1,) first row of each session's neurons.
+      rank: directions kept after a round. look_ahead: frames.
+    """
+
+    def __init__(
+        self,
+        traces: Read,
+        latents: Read,
+        splits: Splits,
+        offset: np.ndarray,
+        targets: Sequence[Target],
+        settings: config.Decoding,
+    ):
+        self._traces, self._latents, self._splits = traces, latents, splits
+        self.offset, self.targets, self._settings = offset, tuple(targets), settings
+        self.solutions: list[Solution] = []
+        self.notes: list[str] = []
+
+    @property
+    def _sessions(self) -> range:
+        return range(len(self.offset) - 1)
+
+    def features(self, i: int, start: int, stop: int) -> np.ndarray:
+        """(T, N, K) of every frame of a whole range of session `i`."""
+        h = self._latents(i, start, stop).astype(np.float32)
+        x = np.concatenate([bands(self._traces(i, start, stop)), h], -1)
+        return ahead(x, self._settings.look_ahead)
+
+    # -- fitting -------------------------------------------------------------------
+
+    def fit(self, given: Sequence[np.ndarray] | None = None) -> None:
+        """Finds `solutions`, one per target.
+
+        Args:
+          given: directions (K, R) of each target to begin with; kept with `rows_only`.
+
+        Raises:
+          RecordingError: for a target without labels in the validation part.
+        """
+        self.solutions, self.notes = [], []
+        for k, target in enumerate(self.targets):
+            known = [i for i in self._sessions if self._any(target, i, "train")]
+            judged = [i for i in known if self._any(target, i, "valid")]
+            if not judged:
+                raise RecordingError(
+                    "no label in the validation part",
+                    where=f"--target {target.name}",
+                    expected="labels to choose the penalty with",
+                    remedy="Give recordings with labels there, or decode another target.",
+                )
+            missing = len(self._sessions) - len(known)
+            if missing:
+                self.notes.append(
+                    f"{target.name}: {missing} sessions without labels in the training part; "
+                    "there it says the same at every frame"
+                )
+            begin = None if given is None else given[k]
+            self.solutions.append(self._solve(target, known, judged, begin))
+
+    def _any(self, target: Target, i: int, part: str) -> bool:
+        return any(target.known[i][a:b].any() for a, b in self._splits.parts[i][part])
+
+    def _solve(
+        self, target: Target, known: list[int], judged: list[int], given: np.ndarray | None
+    ) -> Solution:
+        rounds = 0 if given is not None and self._settings.rows_only else ROUNDS
+        directions = given
+        if given is None:
+            directions = start([self._frames(target, i, "train", None, _LEARN) for i in known])
+        if rounds == 0:
+            return self._rows(target, known, judged, directions)
+        best: tuple[float, int, np.ndarray] = (np.inf, 0, directions)
+        for at in range(rounds + 1):
+            data = {i: self._data(target, i, directions, _LEARN) for i in known}
+            unit = np.mean([pooled_ridge.energy(d[0]) for d in data.values()])
+            paths = {i: pooled_ridge.path(d[0], d[1], ALPHAS, unit) for i, d in data.items()}
+            errors = _errors({i: data[i] for i in judged}, paths)
+            error = float(np.mean([e.min() for e in errors.values()]))
+            if error < best[0]:
+                best = (error, at, directions)
+            if at < rounds:
+                chosen = _chosen(errors, known)
+                fits = [_fit(paths[i][chosen[i]], self._count(i), target.outputs) for i in known]
+                directions = pooled_ridge.sharpen(directions, fits, self._settings.rank)
+        self.notes.append(
+            f"{target.name}: {best[1]} of {rounds} rounds of the shared prior "
+            f"(validation error {best[0]:.3f} of that of the mean)"
+        )
+        return self._rows(target, known, judged, best[2])
+
+    def _rows(
+        self, target: Target, known: list[int], judged: list[int], directions: np.ndarray
+    ) -> Solution:
+        """Rows and biases for given directions, calibrated."""
+        rank, outputs = directions.shape[1], target.outputs
+        rows = np.zeros((int(self.offset[-1]), rank, outputs), np.float32)
+        bias = np.zeros((len(self.offset) - 1, outputs), np.float32)
+        alpha = np.full(len(self.offset) - 1, np.nan, np.float32)
+        unit = np.mean(
+            [
+                pooled_ridge.energy(self._frames(target, i, "train", directions, _LEARN))
+                for i in known
+            ]
+        )
+        kept, errors, valid = {}, {}, {}
+        for i in known:
+            data = self._data(target, i, directions, _MOST)
+            kept[i] = pooled_ridge.path(data[0], data[1], ALPHAS, unit)
+            if i in judged:
+                errors |= _errors({i: data}, kept)
+                valid[i] = data[2:]
+        chosen = _chosen(errors, known)
+        for i in known:
+            found = _fit(kept[i][chosen[i]], self._count(i), outputs)
+            scale, shift = 1.0, np.zeros(outputs)
+            if i in judged:
+                weights, level = kept[i][chosen[i]]
+                scale, shift = _calibrated(valid[i][0] @ weights + level, valid[i][1], target)
+            own = slice(self.offset[i], self.offset[i + 1])
+            rows[own], bias[i] = scale * found.rows, scale * found.bias + shift
+            alpha[i] = ALPHAS[chosen[i]]
+        return Solution(directions, rows, bias, alpha)
+
+    def _count(self, i: int) -> int:
+        return int(self.offset[i + 1] - self.offset[i])
+
+    # -- labelled frames -----------------------------------------------------------
+
+    def _data(
+        self, target: Target, i: int, directions: np.ndarray, most: int
+    ) -> tuple[np.ndarray, Labels, np.ndarray, Labels]:
+        """Projected features and labels of the training and the validation part."""
+        out: list = []
+        for part, limit in (("train", most), ("valid", _MOST)):
+            out.append(self._frames(target, i, part, directions, limit))
+            out.append(self._labels(target, i, part, limit))
+        return tuple(out)
+
+    def _index(self, target: Target, i: int, part: str, most: int) -> list[np.ndarray]:
+        """Labelled frames of every range from its start, evenly spaced where there are more."""
+        ranges = self._splits.parts[i][part].tolist()
+        known = [np.flatnonzero(target.known[i][a:b]) for a, b in ranges]
+        step = -(-sum(map(len, known)) // most) or 1
+        return [k[::step] for k in known]
+
+    def _frames(
+        self, target: Target, i: int, part: str, directions: np.ndarray | None, most: int
+    ) -> np.ndarray:
+        """Features (T, N, K) of labelled frames; with directions (T, N * R)."""
+        made = []
+        ranges = self._splits.parts[i][part].tolist()
+        for (a, b), index in zip(ranges, self._index(target, i, part, most)):
+            if len(index):
+                x = self.features(i, a, b)[index]
+                made.append(x if directions is None else pooled_ridge.project(x, directions))
+        if made:
+            return np.concatenate(made)
+        return np.zeros((0, self._count(i) * directions.shape[1]), np.float32)
+
+    def _labels(self, target: Target, i: int, part: str, most: int) -> Labels:
+        """Scaled numbers, or one-hot classes about 1 / C with the weights of classes."""
+        ranges = self._splits.parts[i][part].tolist()
+        index = self._index(target, i, part, most)
+        values = np.concatenate([target.values[i][a:b][k] for (a, b), k in zip(ranges, index)])
+        if target.classes is None:
+            return Labels(values[:, None].astype(np.float64), np.ones(len(values)))
+        size = len(target.classes)
+        labels = values.astype(int)
+        y = np.eye(size)[labels] - 1 / size
+        if not self._settings.balanced:
+            return Labels(y, np.ones(len(labels)))
+        train = np.concatenate(
+            [
+                target.values[i][a:b][target.known[i][a:b]]
+                for a, b in self._splits.parts[i]["train"].tolist()
+            ]
+        )
+        count = np.bincount(train.astype(int), minlength=size)
+        weight = np.where(count > 0, len(train) / np.maximum(count, 1) / (count > 0).sum(), 0)
+        return Labels(y, weight[labels])
+
+    # -- decoding ------------------------------------------------------------------
+
+    def predict(self, i: int, start: int, stop: int) -> np.ndarray:
+        """(stop - start, outputs of all targets) of a whole range of session `i`."""
+        x = self.features(i, start, stop)
+        own = slice(self.offset[i], self.offset[i + 1])
+        parts = [decoded(x, s.directions, s.rows[own], s.bias[i]) for s in self.solutions]
+        return np.concatenate(parts, 1)
+
+    def arrays(self) -> dict[str, dict[str, np.ndarray]]:
+        """The solutions to be saved, by the number of the target."""
+        return {str(k): s._asdict() for k, s in enumerate(self.solutions)}
+
+
+def settled(settings: config.Decoding) -> config.Decoding:
+    """The settings as the pooled head needs them; those of other heads as they are.
+
+    Raises:
+      ConfigError: when the backbone is to be tuned below it.
+    """
+    if settings.head != "pooled":
+        return settings
+    if settings.fine_tune:
+        raise ConfigError(
+            "the pooled head is solved in closed form, on features that stay",
+            where="--fine-tune",
+            remedy="Train it with --head gated or --head linear.",
+        )
+    # It reads the trace itself, beside the features of every frame.
+    return dataclasses.replace(settings, every_frame=True, traces=False)
+
+
+def decoded(
+    x: np.ndarray, directions: np.ndarray, rows: np.ndarray, bias: np.ndarray
+) -> np.ndarray:
+    """(T, O) from features (T, N, K) of neurons with these rows (N, R, O); bias (O,)."""
+    return pooled_ridge.project(x, directions) @ rows.reshape(-1, rows.shape[2]) + bias
+
+
+def _fit(one: tuple[np.ndarray, np.ndarray], neurons: int, outputs: int) -> Fit:
+    return Fit(one[0].reshape(neurons, -1, outputs), one[1])
+
+
+def _errors(data: dict[int, tuple], paths: dict[int, list]) -> dict[int, np.ndarray]:
+    """Per session the weighted squared error on validation for every penalty, over that of
+    the mean of the training labels: sessions that are hard weigh no more."""
+    out = {}
+    for i, (_, train, q, labels) in data.items():
+        w = labels.weight[:, None]
+        level = (train.weight[:, None] * train.y).sum(0) / train.weight.sum()
+        base = max(float((w * np.square(labels.y - level)).sum()), 1e-12)
+        out[i] = np.array(
+            [(w * np.square(q @ a + b - labels.y)).sum() / base for a, b in paths[i]]
+        )
+    return out
+
+
+def _chosen(errors: dict[int, np.ndarray], known: list[int]) -> dict[int, int]:
+    """The penalty of each session: the best on its validation part, or, without labels
+    there, the best on the mean over the others."""
+    mean = np.mean(list(errors.values()), axis=0)
+    return {i: int(errors.get(i, mean).argmin()) for i in known}
+
+
+def _calibrated(outputs: np.ndarray, labels: Labels, target: Target) -> tuple[float, np.ndarray]:
+    """(factor, shift) of the outputs, from the validation part.
+
+    Numbers: the factor in [0, 1] with the least squared error. Classes: the factor and one
+    shift per class that maximise the weighted likelihood of logits; as if ten frames more
+    had said that the shifts are about 0 +- 1, for validation parts are short and labels slow.
+    """
+    if target.classes is None:
+        p, y = outputs[:, 0], labels.y[:, 0]
+        return float(np.clip(p @ y / max(float(p @ p), 1e-12), 0, 1)), np.zeros(1)
+    w = labels.weight / max(labels.weight.sum(), 1e-12)
+    true = labels.y.argmax(1)
+
+    def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
+        logits = np.exp(v[0]) * outputs + v[1:]
+        top = logits.max(1, keepdims=True)
+        log_z = top + np.log(np.exp(logits - top).sum(1, keepdims=True))
+        log_p = logits - log_z
+        nll = -(w * log_p[np.arange(len(true)), true]).sum()
+        slope = w[:, None] * (np.exp(log_p) - np.eye(outputs.shape[1])[true])
+        pull = 10 / len(true)
+        gradient = [np.exp(v[0]) * (slope * outputs).sum(), *(slope.sum(0) + pull * v[1:])]
+        return nll + pull * np.square(v[1:]).sum() / 2, np.array(gradient)
+
+    begin = np.zeros(1 + outputs.shape[1])
+    limits = [(-3.0, 4.0), *[(-5.0, 5.0)] * outputs.shape[1]]
+    found = minimize(loss, begin, jac=True, bounds=limits, method="L-BFGS-B").x
+    return float(np.exp(found[0])), found[1:]
