@@ -104,7 +104,10 @@ def _groups(material: Material, result: Result, found: list, one_unit: bool) -> 
     if not one_unit:
         result.missing.append("groups of neurons: the sessions have traces in different units")
         return
-    condition = conditions(material, result, [i for i, _ in found]) if column is None else None
+    condition = conditions(material, result, [i for i, _ in found])
+    result.facts["conditions"] = condition
+    if column is not None:
+        condition = _of_groups(condition, dict(zip(material.names(), column[1])))
     try:
         table = groups.compare(whole, group, condition)
     except AnalysisError as e:
@@ -115,6 +118,16 @@ def _groups(material: Material, result: Result, found: list, one_unit: bool) -> 
         for metric in ("neurons", "fisher", "bound", "raw", "effective", "efficiency",
                        "condition", "score"):  # fmt: skip
             result.put(f"{kind} {name}", metric, float(getattr(table, metric)[k]))
+
+
+def _of_groups(conditions: dict[str, float], labels: dict[str, np.ndarray]) -> dict[str, float]:
+    """Median over the sessions of each group; {} where a session has neurons of several."""
+    own = {n: np.unique(labels[n][labels[n] != ""]) for n in conditions}
+    if any(len(x) != 1 for x in own.values()):
+        return {}
+    names = {n: str(x[0]) for n, x in own.items()}
+    return {g: float(np.median([conditions[n] for n in names if names[n] == g]))
+            for g in set(names.values())}  # fmt: skip
 
 
 def conditions(material: Material, result: Result, sessions: list[int]) -> dict[str, float]:

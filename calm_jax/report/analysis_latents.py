@@ -39,7 +39,7 @@ def dimensions(ax: Axes, made: Mapping[str, Dimension]) -> Axes:
         ax.annotate(f"{each.value:.2f}", (each.value, i), (0, 8), textcoords="offset points",
                     ha="center", va="bottom")  # fmt: skip
     _rows(ax, [f"{name}\nn = {each.n:,}" for name, each in made.items()])
-    ax.set(xlabel="intrinsic dimension (bar: middle half of single points)")
+    ax.set(xlabel="intrinsic dimension\n(bar: middle half of single points)")
     ax.set_xlim(left=0)
     return ax
 

@@ -98,7 +98,7 @@ def per_group(
 ) -> Axes:
     """A quantity of each neuron by group: box from quartile to quartile, median, single neurons.
 
-    At most 400 neurons of a group are drawn as dots, by `seed`.
+    Few values are drawn as larger dots; at most 400 of a group are drawn, by `seed`.
 
     Args:
       values: (N,), such as Fisher information. groups: (N,) text.
@@ -114,8 +114,9 @@ def per_group(
         if not len(some):
             continue
         dots = some if len(some) <= _DOTS else rng.choice(some, _DOTS, replace=False)
-        ax.scatter(dots, i + 0.22 * rng.uniform(-1, 1, len(dots)), s=5, color=parts.colour(i),
-                   alpha=0.45, lw=0, rasterized=len(listed) * _DOTS > parts.MANY)  # fmt: skip
+        area, alpha = (5, 0.45) if len(dots) > 30 else (22, 0.85)
+        ax.scatter(dots, i + 0.22 * rng.uniform(-1, 1, len(dots)), s=area, color=parts.colour(i),
+                   alpha=alpha, lw=0, rasterized=len(listed) * _DOTS > parts.MANY)  # fmt: skip
         low, middle, high = np.quantile(some, [0.25, 0.5, 0.75])
         ax.plot([low, high], [i, i], color="#111111", lw=5, alpha=0.35, solid_capstyle="butt")
         ax.plot(middle, i, "|", color="#111111", ms=13, mew=2)

@@ -34,7 +34,11 @@ figure{margin:0;max-width:620px}
 figure img{width:100%;height:auto;display:block}
 figcaption{margin-top:.2rem}
 figcaption span{white-space:nowrap}
-.wide{overflow-x:auto;margin:.5rem 0}
+.wide{overflow-x:auto;margin:.5rem 0;background:
+linear-gradient(to left,#fff 50%,#fff0) right/30px 100% no-repeat local,
+linear-gradient(to left,#0003,#0000) right/10px 100% no-repeat scroll}
+.wide th:first-child,.wide td:first-child{position:sticky;left:0;background:#fff}
+.sheet figure{max-width:none;min-width:720px}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.22rem .7rem;text-align:left;border-bottom:1px solid #e3e3e3;white-space:nowrap}
 th{font-weight:600;border-bottom:1px solid #888}

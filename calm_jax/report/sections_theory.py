@@ -94,7 +94,8 @@ def _groups(table: Groups, unit: str, kind: str) -> str:
         [
             str(name), f"{table.neurons[k]:,}", f"{table.fisher[k]:.3g}", f"{table.bound[k]:.3g}",
             f"{table.raw[k]:,.0f}", f"{table.effective[k]:,.0f}", f"{table.efficiency[k]:.3g}",
-            f"{table.condition[k]:.3g}", number(float(table.score[k])),
+            "–" if np.isnan(table.condition[k]) else f"{table.condition[k]:.3g}",
+            number(float(table.score[k])),
         ]
         for k, name in enumerate(table.names)
     ]  # fmt: skip

@@ -30,7 +30,7 @@ def latents(result: Result) -> tuple[str, Section]:
         text += _table(result, task)
         if result.facts["sessions"].get(task):
             drawings += _drawings(result, task)
-    return text, Section(drawings, [])
+    return text + (_note(result) if text else ""), Section(drawings, [])
 
 
 def _spaces(result: Result, task: str) -> list[str]:
@@ -43,35 +43,50 @@ def _spaces(result: Result, task: str) -> list[str]:
 
 
 def _label(space: str) -> str:
-    return SPACES.get(space, space)
+    return SPACES.get(space, space.replace("_", " "))
 
 
 def _table(result: Result, task: str) -> str:
     f = result.facts
-    columns = {
-        "intrinsic_dimension": "intrinsic dimension", "neighbourhood": "neighbours kept in time",
-        "cka_with_traces": "CKA with traces", "procrustes_to_traces": "Procrustes to traces",
-        "cka_with_untrained": "CKA with untrained",
-    }  # fmt: skip
+    heads = ["states of", "dimension", "order in time", "CKA: this run", "untrained", "traces",
+             "Procrustes: this run", "traces"]  # fmt: skip
     rows = []
     for space in _spaces(result, task):
-        means = [by_session(result, f"{task}/{space}", c) for c in columns]
-        cells = [number(float(np.nanmean(v))) if np.isfinite(v).any() else "–" for v in means]
+        values = [by_session(result, f"{task}/{space}", c)
+                  for c in ("intrinsic_dimension", "neighbourhood")]  # fmt: skip
+        values += [_between(result, task, space, other, "cka_with")
+                   for other in ("poyo", "untrained", "traces")]  # fmt: skip
+        values += [_between(result, task, space, other, "procrustes_to")
+                   for other in ("poyo", "traces")]  # fmt: skip
+        cells = [number(float(np.nanmean(v))) if np.isfinite(v).any() else "–" for v in values]
         rows.append([_label(space), *cells])
     if not rows:
         return ""
     n = len(f["sessions"].get(task, ()))
-    return f"<h3>Windows of the {_TASK[task]}</h3>" + html.table(
-        ["states of", *columns.values()], rows, range(1, len(columns) + 1)
-    ) + (
-        f'<p class="note">Mean over n = {n} session{"" if n == 1 else "s"} of the test part, the '
-        f"same windows of {f['window']:g} s in all spaces, every {f['hop']:g} s, at most "
-        f"{f['most']} of a session. A state: all latents of the encoder side by side, on their "
-        f"first {f['kept']} components; untrained: the same encoder with random weights; "
-        "traces: the frames of the window. Windows that follow each other overlap, so even an "
-        "untrained encoder keeps neighbours: read every number beside those of untrained and "
-        "traces.</p>"
-    )  # fmt: skip
+    told = f"Windows of the {_TASK[task]}, n = {n} session{'' if n == 1 else 's'}"
+    return f"<h3>{told}</h3>{html.table(heads, rows, range(1, len(heads)))}"
+
+
+def _between(result: Result, task: str, a: str, b: str, metric: str) -> list[float]:
+    """A measure between two spaces by session, whichever of them the rows are of."""
+    return by_session(result, f"{task}/{a}", f"{metric}_{b}") or by_session(
+        result, f"{task}/{b}", f"{metric}_{a}"
+    )
+
+
+def _note(result: Result) -> str:
+    f = result.facts
+    return (
+        f'<p class="note">Means over sessions of the test part, the same windows of '
+        f"{f['window']:g} s in all spaces, every {f['hop']:g} s, at most {f['most']} of a "
+        "session. A state: all latents of the encoder side by side, on their first "
+        f"{f['kept']} components; before fine-tuning: the encoder it started from, with new rows "
+        "of units; untrained: the same encoder with random weights; traces: the frames of the "
+        "window. Dimension: intrinsic (Levina and Bickel). Order in time: Jaccard index of the "
+        "10 neighbours in time and in the space. Linear CKA: 1 is equal but for rotation and "
+        "scale; Procrustes disparity: 0 is. Windows that follow each other overlap, so even an "
+        "untrained encoder keeps neighbours: read every number beside untrained and traces.</p>"
+    )
 
 
 def _drawings(result: Result, task: str) -> list[Drawing]:
@@ -85,9 +100,9 @@ def _drawings(result: Result, task: str) -> list[Drawing]:
         figure, (ax,) = style.panels(height=3.1)
         _map(ax, made, value[made.index], task)
         out.append(Drawing(
-            f"tsne_{task}_{_file(space)}", f"Session {name}, windows of the {_TASK[task]}: latents "
-            f"of {_label(space)}, t-SNE (perplexity {made.perplexity:g}, seed {made.seed}). "
-            f"{len(made.points):,} of {made.n:,} windows.", figure,
+            f"tsne_{task}_{_file(space)}", f"{_capital(_label(space))}: latents of windows of the "
+            f"{_TASK[task]} in session {name}, t-SNE (perplexity {made.perplexity:.3g}, seed "
+            f"{made.seed}). {len(made.points):,} of {made.n:,} windows.", figure,
         ))  # fmt: skip
     for kind, cls, draw, caption in (
         ("dimension", Dimension, analysis_latents.dimensions,
@@ -123,6 +138,10 @@ def _map(ax, made: Tsne, value: np.ndarray, task: str) -> None:
                                  unit="windows")  # fmt: skip
         return
     analysis_figures.cloud(ax, made.points, value, label=_VALUE[task], axes=axes, unit="windows")
+
+
+def _capital(text: str) -> str:
+    return text[0].upper() + text[1:]
 
 
 def _file(space: str) -> str:

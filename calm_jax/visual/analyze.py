@@ -60,12 +60,15 @@ def analyze(
     settings = settings or VisualSettings()
     console = console or Console(stderr=True, highlight=False)
     say = lambda text: console.print(text, soft_wrap=True, markup=False)  # noqa: E731
-    wanted = command.chosen(only)
-    run = runs.load(folder)
+    wanted, run = command.chosen(only), runs.load(folder)
     for other in settings.beside:  # told before anything is computed
         latents.beside(Path(other), run)
     home = run.folder / FOLDER
     text = shlex.join(command.words(Path(folder), settings))
+    asked = freezing.wanted(settings, only)
+    if "freezing" in wanted and not asked and freezing.made(home):
+        wanted = [n for n in wanted if n != "freezing"]  # it may have taken long
+        say("freezing: made before, and kept")
     with compilation.effort(run.experiment.compilation):
         material = material_of(run, settings, home, say)
         rows = command.make(
@@ -87,7 +90,7 @@ def _one(material: VisualMaterial, name: str, result: Result, only: tuple[str, .
     }
     if name in _OTHERS:
         result.missing.append(f"{name}: {_OTHERS[name]}")
-    elif name == "freezing" and not freezing.wanted(material, only):
+    elif name == "freezing" and not freezing.wanted(material.settings, only):
         result.missing.append(freezing.hint(material))
     else:
         made[name](material, result)
@@ -103,7 +106,7 @@ def run_information(material: VisualMaterial, result: Result) -> None:
     group = _selection(material, result.arrays["group"])
     result.arrays["selection"] = group
     try:
-        table = groups.compare(made, group, _conditions(result, material))
+        table = groups.compare(made, group, _conditions(material, result))
     except AnalysisError as e:
         result.missing.append(f"predictable against unpredictable lines: {e}")
         return
@@ -125,10 +128,9 @@ def _selection(material: VisualMaterial, lines: np.ndarray) -> np.ndarray:
     return np.where(lines == "", "", group)
 
 
-def _conditions(result: Result, material: VisualMaterial) -> dict[str, float]:
+def _conditions(material: VisualMaterial, result: Result) -> dict[str, float]:
     """Median condition number over the sessions of each group, on subsets of one size."""
-    taken = [k for k in range(len(material.index)) if material.alive(k).sum() > 1]
-    made = theory.conditions(material, result, taken)
+    made = result.facts.get("conditions", {})
     own = dict(zip(material.names(), material.groups()))
     return {g: float(np.median([v for n, v in made.items() if own[n] == g]))
             for g in {own[n] for n in made}}  # fmt: skip

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +19,16 @@ import numpy as np
 
 from calm_jax import config as configs
 from calm_jax import movie_evaluation
-from calm_jax.analyses.result import Result
+from calm_jax.analyses.result import Result, load
 from calm_jax.analysis import freezing
-from calm_jax.errors import AnalysisError, CalmError, writing
+from calm_jax.errors import AnalysisError, CalmError, RunError, writing
 from calm_jax.files import replacing
 from calm_jax.runs import load_arrays, save_arrays
 from calm_jax.training.log import Log
 from calm_jax.training.loop import train
 from calm_jax.visual import latents, scores
 from calm_jax.visual.experiment import VisualExperiment
-from calm_jax.visual.material import VisualMaterial
+from calm_jax.visual.material import VisualMaterial, VisualSettings
 
 STEPS = 100  # of each fine-tuning, unless the run itself took fewer
 FRAMES = 200  # of the movie whose spatial detail is measured
@@ -37,9 +38,18 @@ _METRIC = {"gratings": "accuracy", "movie": "ssim"}
 _BESIDE = {"gratings": ("chance", "linear"), "movie": ("mean_frame", "nearest")}
 
 
-def wanted(material: VisualMaterial, only: tuple[str, ...]) -> bool:
+def wanted(settings: VisualSettings, only: Sequence[str]) -> bool:
     """Whether fine-tuning was asked for: by name, or by its steps."""
-    return "freezing" in only or material.settings.freezing_steps > 0
+    return "freezing" in only or settings.freezing_steps > 0
+
+
+def made(home: Path) -> bool:
+    """Whether scores of it are kept in the folder of analyses."""
+    try:
+        found = load(home, "freezing")
+    except RunError:
+        return False
+    return found is not None and bool(found.rows)
 
 
 def hint(material: VisualMaterial) -> str:

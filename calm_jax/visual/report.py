@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
     from calm_jax.visual.runs import VisualRun
 
+_METRICS = {"ssim": "SSIM", "mse": "MSE", "n_presentations": "presentations",
+            "n_windows": "windows"}  # fmt: skip
 MONITOR = {
     "distance": "distance between views",
     "variance": "variance of the latents",
@@ -88,7 +90,7 @@ def _lines(results: dict[str, Any]) -> Section:
 
 def _monitor(experiment: VisualExperiment, results: dict[str, Any], shared: Path) -> Section:
     rows = _log(shared / results["pretraining"]["folder"] / "metrics.jsonl")
-    figure, axes = style.panels(len(MONITOR), height=1.6)
+    figure, axes = style.panels(len(MONITOR), height=1.9)
     for ax, name in zip(axes, MONITOR):
         draw_monitor(ax, rows, name)
     text = (
@@ -108,8 +110,9 @@ def _task(results: dict[str, Any], task: str, folder: Path) -> str:
         body += f"<p>{html.escape(results['said'][task])}</p>"
     sheet = folder / task / "contact_sheet.svg"
     if sheet.is_file():
-        body += page.image(sheet, "Shown, reconstructed, and the training frame of nearest "
-                           "activity.", f"{task}/contact_sheet", "contact_sheet")  # fmt: skip
+        made = page.image(sheet, "Shown, reconstructed, and the training frame of nearest "
+                          "activity.", f"{task}/contact_sheet", "contact_sheet")  # fmt: skip
+        body += f'<div class="wide sheet">{made}</div>'
     return body
 
 
@@ -188,9 +191,10 @@ def _values(results: dict[str, Any], task: str) -> dict[str, dict[str, float]]:
 def _rows(results: dict[str, Any], task: str) -> str:
     values = _values(results, task)
     metrics = list(dict.fromkeys(k for v in values.values() for k in v))
-    body = [[style.label(m), *(f"{v[k]:.3f}" if k in v else "–" for k in metrics)]
+    text = lambda k, x: f"{x:,.0f}" if k.startswith("n_") else f"{x:.3f}"
+    body = [[style.label(m), *(text(k, v[k]) if k in v else "–" for k in metrics)]
             for m, v in values.items()]  # fmt: skip
-    heads = ["method", *(k.replace("_", " ") for k in metrics)]
+    heads = ["method", *(_METRICS.get(k, k) for k in metrics)]
     return html.table(heads, body, list(range(1, len(heads)))) + (
         f"<p>Means over the {len(results['cohorts']['scored'])} sessions that are compared, "
         "test part.</p>"
@@ -210,8 +214,8 @@ def _glance(results: dict[str, Any]) -> str:
                   if m not in ("best_training_frame", "shuffled_95")}  # fmt: skip
         best = max(rivals, key=rivals.get)
         said.append(
-            f"{task}: {metric} {own:.3f}; best of what stands beside it: "
-            f"{style.label(best)} {rivals[best]:.3f}."
+            f"{task.capitalize()}: {_METRICS.get(metric, metric)} {own:.3f}; best of what stands "
+            f"beside it: {style.label(best)} {rivals[best]:.3f}."
         )
     return "".join(f"<p>{html.escape(x)}</p>" for x in said)
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 
+import numpy as np
 import pytest
 
-from calm_jax import cli, experiments_loader
+from calm_jax import cli, compilation, experiments_loader
+from calm_jax.analyses.result import Result
 from calm_jax.errors import ConfigError, RunError
 from calm_jax.recordings.build import build
 from calm_jax.recordings.store import open_store
-from calm_jax.visual import cohorts, stages, table
+from calm_jax.training.state import named
+from calm_jax.visual import cohorts, freezing, latents, runs, stages, table
 from calm_jax.visual.experiment import Line, Table
+from calm_jax.visual.material import VisualSettings, material_of
 
 TINY = """
 import dataclasses
@@ -67,6 +72,95 @@ def test_again_it_is_done_and_another_experiment_is_told(home, capsys):
     assert "done before" in capsys.readouterr().err
     assert cli.main([*words, "--masking.ratio", "0.25"]) == 2
     assert "another experiment" in capsys.readouterr().err
+
+
+# Analyses
+
+
+def analyze(run, *words: str, code: int = 0) -> None:
+    assert cli.main(["analyze", str(run), *words]) == code
+
+
+def test_a_run_is_analysed_beside_itself_and_the_page_shows_it(home):
+    run = home / "run"
+    words = ["--only", "latents", "codes", "--beside", str(run), "--json", str(home / "rows.json")]
+    analyze(run, *words)
+    rows = json.loads((home / "rows.json").read_text(), parse_constant=pytest.fail)
+    values = {(r["method"], r["metric"], r["session"]): r["value"] for r in rows}
+    for name in ("gratings", "movie"):
+        # The same encoder under another name: what is compared is of the same windows.
+        assert values[f"{name}/poyo", "cka_with_run", None] == pytest.approx(1, abs=1e-9)
+        assert values[f"{name}/poyo", "procrustes_to_run", None] == pytest.approx(0, abs=1e-6)
+        for space in ("pretrained", "untrained", "traces"):
+            assert 0 <= values[f"{name}/poyo", f"cka_with_{space}", None] < 0.999
+    scored = json.loads((run / "results.json").read_text())["cohorts"]["scored"]
+    assert {r["session"] for r in rows} - {None} == set(scored)
+    page = (run / "report.html").read_text()
+    for title in ("Latent spaces", "Not of this run", "The run"):
+        assert f'<a href="#{title.lower().replace(" ", "-")}">{title}</a>' in page
+    assert 'id="fig-tsne_gratings_poyo"' in page and "a visual run has no codes" in page
+    assert "calm-jax analyze" in page and "too few test windows" in page
+    ids = re.findall(r' id="([^"]+)"', page)
+    assert len(ids) == len(set(ids)) and not re.search(r'(src|href)="https?:', page)
+
+
+def test_latents_are_of_test_windows_and_do_not_depend_on_their_batch(home):
+    run = runs.load(home / "run")
+    task = run.task("gratings")
+    shown = latents.windows(task, run)
+    ids = [s.session for s in run.store.sessions]
+    assert {ids[i] for i in shown.session} == set(run.cohorts.scored)
+    for i, start in zip(shown.session, shown.start):
+        inside = task.prepared.splits.parts[i]["test"]
+        assert ((inside[:, 0] <= start) & (start + task._frames[i] <= inside[:, 1])).any()
+    space = latents.Space(task, run.fine_tuned("gratings", task))
+    states, order = space.states(shown), np.random.default_rng(0).permutation(len(shown))
+    np.testing.assert_allclose(space.states(shown.take(order)), states[order], atol=1e-6)
+
+
+def test_frozen_parts_stay_and_fine_tuning_is_done_once(home):
+    run = runs.load(home / "run")
+    e = dataclasses.replace(run.experiment, tasks=("gratings",))
+    run = runs.VisualRun(run.folder, run.shared, e, run.results)
+    made = material_of(run, VisualSettings(freezing_steps=1), home / "analysis", print)
+    result = Result("freezing", 0)
+    with compilation.effort("quick"):
+        freezing.run_freezing(made, result)
+    assert "thirds of the encoder: it has 1 block" in result.missing[0]
+    assert result.value("gratings/linear", "accuracy") >= 0  # of the run, beside them
+    begin = named(run.pretrained[0]["encoder"]["blocks"]).items()
+    for variant, same in (("all", True), ("none", False)):
+        folder = home / "analysis" / "freezing" / f"gratings_{variant}_seed0"
+        with np.load(folder / "model.npz") as file:
+            equal = [np.array_equal(file[f"encoder/blocks/{k}"], v) for k, v in begin]
+        assert all(equal) == same
+    again, before = Result("freezing", 0), folder.joinpath("model.npz").stat().st_mtime_ns
+    freezing.run_freezing(made, again)
+    assert json.dumps(again.rows) == json.dumps(result.rows)
+    assert folder.joinpath("model.npz").stat().st_mtime_ns == before
+
+
+def test_what_is_not_possible_is_one_line_and_wrong_flags_are_told(home, tmp_path, capsys):
+    copy = tmp_path / "run"
+    copy.mkdir()
+    found = json.loads((home / "run" / "results.json").read_text())
+    found["cohorts"]["predictable"] = []  # nothing was selected
+    (copy / "results.json").write_text(json.dumps(found))
+    analyze(copy, "--only", "information", "landscape", "latents", "freezing", "--no-report")
+    said = capsys.readouterr().err
+    for wanted in ("a comparison needs two groups", "no session is of predictable lines",
+                   "the pretrained encoder of this run is missing"):  # fmt: skip
+        assert wanted in said
+    lines = json.loads((copy / "analysis" / "information.json").read_text())["rows"]
+    assert {r["method"] for r in lines} >= {"cell_line CUX2", "cell_line SST"}
+    analyze(copy, "--only", "latents", "--beside", str(tmp_path), code=2)
+    assert "no run of a visual experiment" in capsys.readouterr().err
+    analyze(copy, "--labels", "trial/cue", code=2)
+    assert "--labels belongs to a CalM run" in capsys.readouterr().err
+    (copy / "results.json").unlink()
+    (copy / "experiment.json").write_bytes((home / "run" / "experiment.json").read_bytes())
+    analyze(copy, code=2)
+    assert "the run is not finished" in capsys.readouterr().err
 
 
 def test_gratings_that_pretraining_never_saw_are_told(home):
