@@ -200,6 +200,9 @@ class Forecasting:
     samples: int = 16  # trajectories in mode "sample"
     temperature: float = 1.0
     quantiles: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75, 0.9)
+    # Baselines in closed form that are weighted with the network, on the validation part
+    # (`calm_jax.stacking`); none: the network alone.
+    stack: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax import evaluation
+from calm_jax import config, evaluation
 from calm_jax.baselines.windows import Forecaster, origins
 from calm_jax.files import replacing
-from calm_jax.forecasting import CalmForecaster
 from calm_jax.models.forecaster import CalM
 from calm_jax.reconstruction import decoded
 from calm_jax.runs import Trained
@@ -25,20 +24,22 @@ def write(
     trained: Trained,
     prepared: Any,
     scores: list[evaluation.Score],
+    own: Forecaster,
     methods: dict[str, Forecaster],
     usage: dict[str, np.ndarray],
     residuals: Residuals | None = None,
 ) -> None:
     """Writes `evaluation/examples.npz`; what it holds is listed at `report.page`.
 
-    `residuals` give the forecasts of protocol B their quantiles.
+    `own` is the forecaster of the run; `residuals` give its forecasts of protocol B their
+    quantiles.
     Examples are drawn from the test part with the seed of the run, not chosen.
     """
     run, experiment = trained.run, trained.run.experiment
     rng = np.random.default_rng(experiment.seed)
     arrays: dict[str, Any] = {f"usage_{part}": counts for part, counts in usage.items()}
     arrays |= reconstructions(trained.model, prepared, Codes(run.path("codes.h5")), rng)
-    arrays |= forecasts(trained, prepared, methods, rng, residuals)
+    arrays |= forecasts(experiment.forecasting, prepared, own, methods, rng, residuals)
     arrays |= neuron_correlations(scores)
     arrays["rate"] = prepared.store.sessions[0].rate
     unit = prepared.store.sessions[0].unit
@@ -90,23 +91,14 @@ def reconstructions(
 
 
 def forecasts(
-    trained: Trained,
+    s: config.Forecasting,
     prepared: Any,
+    own: Forecaster,
     methods: dict[str, Forecaster],
     rng: np.random.Generator,
     residuals: Residuals | None = None,
 ) -> dict[str, np.ndarray]:
     """Protocol B windows with their quantiles where fitted; keys begin with fc_."""
-    s = trained.run.experiment.forecasting
-    own = CalmForecaster(
-        trained.model,
-        trained.offsets(),
-        max(x.n_neurons for x in prepared.store.sessions),
-        mode=s.mode,
-        batch=1,
-        samples=s.samples if s.mode == "sample" else 0,
-        seed=trained.run.experiment.seed,
-    )
     out: dict[str, list] = {k: [] for k in ("context", "true", "mean", "quantiles", "baselines")}
     label = []
     for _ in range(FORECASTS):
@@ -117,12 +109,12 @@ def forecasts(
         z, mask = prepared.range(i, a, b)
         o = int(rng.choice(origins(a, b, s.context, s.horizon, 1))) - a
         context, seen = z[None, o - s.context : o], mask[None, o - s.context : o]
-        made = own.predict(context, i, s.horizon)
+        made = own(context, i, seen, s.horizon)
         out["context"].append(context[0, :, n])
         out["true"].append(z[o : o + s.horizon, n])
-        out["mean"].append(made.mean[0, :, n])
+        out["mean"].append(made[0, :, n])
         if residuals is not None:
-            spread = residuals.quantiles(made.mean, context, seen, i, s.quantiles)
+            spread = residuals.quantiles(made, context, seen, i, s.quantiles)
             out["quantiles"].append(spread[:, 0, :, n])
         others = [f(context, i, seen, s.horizon)[0, :, n] for f in methods.values()]
         out["baselines"].append(np.stack(others))

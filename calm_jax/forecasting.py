@@ -10,15 +10,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calm_jax import uncertainty
-from calm_jax.errors import RecordingError
+from calm_jax import stacking, uncertainty, weights
+from calm_jax.errors import CalmError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
 from calm_jax.recordings import nwb_results, preprocess
-from calm_jax.recordings.batches import bucket
+from calm_jax.recordings.batches import Prepared, bucket
+from calm_jax.recordings.build import build
 from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.session import Session
-from calm_jax.runs import Trained
+from calm_jax.recordings.store import open_store
+from calm_jax.runs import Trained, load_split
 from calm_jax.weights import load
 
 __all__ = ["CalmForecaster", "forecast", "forecast_file", "load", "make_context"]
@@ -264,7 +266,9 @@ def forecast_file(
     )
     notes = list(given.notes)
     if made.quantiles is None:
-        made, more = with_quantiles(trained, made, given, settings.quantiles)
+        made, weighted, more = with_maps(trained, made, given)
+        notes += more
+        made, more = with_quantiles(trained, made, given, settings.quantiles, weighted=weighted)
         notes += more
     back = lambda z: np.asarray(z)[..., 0, :, :] * given.sd + given.mean  # noqa: E731
     result = Forecast(back(made.mean), None if made.quantiles is None else back(made.quantiles))
@@ -297,12 +301,55 @@ def forecast_file(
     return result, tuple(notes)
 
 
+def with_maps(
+    trained: Trained, made: Forecast, given: Given
+) -> tuple[Forecast, bool, list[str]]:
+    """The network's forecast (1, H, N) weighted with the closed-form maps of the run.
+
+    The maps are fitted to the recordings of the run, which have to be there.
+
+    Returns:
+      the forecast, whether it is weighted, and what is to be told.
+
+    Raises:
+      RunError: when the file of the weights is damaged.
+    """
+    run, e = trained.run, trained.run.experiment
+    context = np.asarray(given.context.traces)
+    fitted = (stacking.load(run.path(stacking.FILE)) or {}).get(context.shape[1])
+    if fitted is None or given.session not in fitted.sessions:
+        return made, False, []
+    try:
+        weights.check_recordings(run)
+        store = open_store(build(e.data))
+        prepared = Prepared(store, load_split(run, store), trained.scalers)
+        others = stacking.members(fitted.members[1:], prepared, e.forecasting.horizon, {})
+        stack = stacking.Stack(
+            lambda *_: np.asarray(made.mean), others, {context.shape[1]: fitted}
+        )
+        mean = stack(context, given.session, given.seen[None], made.mean.shape[1])
+    except CalmError as error:
+        return made, False, [
+            "the network alone: the recordings of the run, which the maps it is weighted with "
+            f"are fitted to, cannot be read ({error.what})"
+        ]
+    return Forecast(mean, None), True, []
+
+
 def with_quantiles(
-    trained: Trained, made: Forecast, given: Given, levels: tuple[float, ...]
+    trained: Trained,
+    made: Forecast,
+    given: Given,
+    levels: tuple[float, ...],
+    *,
+    weighted: bool = False,
 ) -> tuple[Forecast, list[str]]:
     """A forecast (1, H, N) with the quantiles fitted with the run, and what is to be told.
 
     Protocol B's are used where they reach far enough, else A's.
+
+    Args:
+      weighted: whether the forecast is that of `with_maps`, else of the network alone.
 
     Raises:
       RunError: when their file is damaged. ConfigError: for a level that was not fitted.
@@ -313,6 +360,11 @@ def with_quantiles(
             "no quantiles: none were fitted with this run, which is of an earlier version or "
             f"exported; `calm-jax evaluate {trained.run.folder}` fits them"
         ]
+    alone = {p for p in fitted if p.endswith(uncertainty.ALONE)}
+    if alone and not weighted:
+        fitted = {p.removesuffix(uncertainty.ALONE): fitted[p] for p in alone}
+    else:
+        fitted = {p: r for p, r in fitted.items() if p not in alone}
     horizon, notes = made.mean.shape[1], []
     enough = [p for p in ("B", "A") if p in fitted and fitted[p].horizon >= horizon]
     chosen = enough[0] if enough else max(fitted, key=lambda p: fitted[p].horizon)

@@ -24,6 +24,7 @@ from calm_jax import (
     rows,
     runs,
     scoring,
+    stacking,
     uncertainty,
     weights,
 )
@@ -93,6 +94,7 @@ def check(experiment: config.Experiment) -> None:
     """Raises `ConfigError` for what would only fail after hours of training."""
     f, e = experiment.forecasting, tailored(experiment, "alternative")
     uncertainty.check_levels(f.quantiles)
+    stacking.check(f.stack)
     if experiment.alternative.rule == "never":
         e = experiment
     for where, t in (("transformer", experiment), ("alternative.transformer", e)):
@@ -294,13 +296,17 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
     trained = load(run.folder)
     with run.stage("evaluation"):
         methods = scoring.baselines_of(run.experiment, prepared)
-        found, scores, fitted = scoring.forecast_rows(trained, prepared, methods)
-        uncertainty.save(run.path(uncertainty.FILE), fitted)
-        found = rows.read(run.path("evaluation", "tokenizer.json")) + found
+        # Weights of an evaluation that was interrupted may be of other weights of the network.
+        run.path(stacking.FILE).unlink(missing_ok=True)
+        made = scoring.forecast_rows(trained, prepared, methods)
+        uncertainty.save(run.path(uncertainty.FILE), made.residuals)
+        found = rows.read(run.path("evaluation", "tokenizer.json")) + made.rows
         rows.write(found, run.path("evaluation", "rows.json"))
-        evaluation.write_neurons(scores, prepared, run.path("evaluation", "neurons.csv"))
+        evaluation.write_neurons(made.scores, prepared, run.path("evaluation", "neurons.csv"))
         usage = {k: np.array(v) for k, v in run.stages()["codes"]["usage"].items()}
-        examples.write(trained, prepared, scores, methods, usage, fitted.get("B"))
+        examples.write(
+            trained, prepared, made.scores, made.calm, methods, usage, made.residuals.get("B")
+        )
     if say.shown:
         tables.print_summary(found, say.console)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from calm_jax import baselines, config, evaluation, rows, runs, uncertainty, weights
+from calm_jax import baselines, config, evaluation, rows, runs, stacking, uncertainty, weights
 from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.calibration import quantile_rows
@@ -26,6 +26,16 @@ from calm_jax.runs import Trained
 
 _NEURONS_AT_ONCE = 4096  # windows x neurons of one forecast: bounds its memory
 _BATCH = 16  # windows of one call of a forecaster
+NETWORK = "calm_network"  # the network alone, where "calm" is more than that
+
+
+class Found(NamedTuple):
+    """Rows, scores, fitted quantiles by protocol, and what was scored as "calm"."""
+
+    rows: list[rows.Row]
+    scores: list[evaluation.Score]
+    residuals: dict[str, uncertainty.Residuals]
+    calm: Forecaster
 
 
 def baselines_of(experiment: config.Experiment, prepared: Prepared) -> dict[str, Forecaster]:
@@ -40,8 +50,11 @@ def forecast_rows(
     *,
     known: bool = True,
     part: str = "test",
-) -> tuple[list[rows.Row], list[evaluation.Score], dict[str, uncertainty.Residuals]]:
+) -> Found:
     """Rows and scores of the model beside its baselines; its quantiles by protocol.
+
+    With members to weigh (`forecasting.stack`) "calm" is the weighted forecast and
+    "calm_network" the network alone. Weights that the run does not have yet are fitted.
 
     The quantiles of every method come from its errors on the validation part
     (`uncertainty`), and are scored on `part` as the forecasts are; without a validation
@@ -53,7 +66,7 @@ def forecast_rows(
     experiment = trained.run.experiment
     settings, sessions = experiment.forecasting, prepared.store.sessions
     most = max(s.n_neurons for s in sessions)
-    own = CalmForecaster(
+    network = CalmForecaster(
         trained.model,
         trained.offsets() if known else None,
         most,
@@ -62,7 +75,12 @@ def forecast_rows(
         samples=settings.samples if settings.mode == "sample" else 0,
         seed=experiment.seed,
     )
-    every = {"calm": own, **methods}
+    own, alone = network, {}
+    if known and settings.stack:
+        network = stacking.Remembered(network)
+        own = stacked(trained, prepared, network, methods)
+        alone = {NETWORK: network}
+    every = {"calm": own, **alone, **methods}
     scores, spread, fitted = [], [], {}
     index_of = {
         protocol: [
@@ -87,6 +105,8 @@ def forecast_rows(
             residuals = uncertainty.fit(prepared, f, settings, protocol, batch=_BATCH)
             if name == "calm":
                 fitted[protocol] = residuals
+            elif name == NETWORK:
+                fitted[protocol + uncertainty.ALONE] = residuals
             both = uncertainty.Calibrated(f, residuals)
             for i in index:
                 scores += evaluation.score_forecasts(
@@ -98,7 +118,28 @@ def forecast_rows(
                     sessions=[i], seed=experiment.seed, batch=_BATCH,
                 )  # fmt: skip
                 both.forget()
-    return evaluation.rows_of(scores, experiment.seed) + rows.averaged(spread), scores, fitted
+    found = evaluation.rows_of(scores, experiment.seed) + rows.averaged(spread)
+    return Found(found, scores, fitted, own)
+
+
+def stacked(
+    trained: Trained,
+    prepared: Prepared,
+    network: Forecaster,
+    methods: Mapping[str, Forecaster],
+) -> stacking.Stack:
+    """The network weighted with closed-form maps; weights of the run, or fitted and kept."""
+    settings, path = trained.run.experiment.forecasting, trained.run.path(stacking.FILE)
+    others = stacking.members(settings.stack, prepared, settings.horizon, methods)
+    weights = stacking.load(path)
+    if weights is None:
+        weights = {}
+        for protocol in settings.protocols:
+            found = stacking.fit(prepared, network, others, settings, protocol, batch=_BATCH)
+            if found is not None:
+                weights[settings.context_a if protocol == "A" else settings.context] = found
+        stacking.save(path, weights)
+    return stacking.Stack(network, others, weights)
 
 
 def evaluate_run(
@@ -125,9 +166,9 @@ def evaluate_run(
         weights.check_recordings(run)
         store = open_store(build(e.data, console))
         prepared = Prepared(store, runs.load_split(run, store), trained.scalers)
-        found, _, fitted = forecast_rows(trained, prepared, baselines_of(e, prepared))
-        _keep(run, fitted, say)
-        found = rows.read(run.path("evaluation", "tokenizer.json")) + found
+        made = forecast_rows(trained, prepared, baselines_of(e, prepared))
+        _keep(run, made.residuals, say)
+        found = rows.read(run.path("evaluation", "tokenizer.json")) + made.rows
     else:
         store = MemoryStore(recordings_of(data, e, options))
         made = splits.make_split(store, e.split)
@@ -138,7 +179,7 @@ def evaluate_run(
             f"{data}: scored as recordings never seen in training, with {trained.for_strangers}"
         )
         methods = baselines_of(e, prepared)
-        found, _, _ = forecast_rows(trained, prepared, methods, known=False)
+        found = forecast_rows(trained, prepared, methods, known=False).rows
     if out is not None:
         rows.write(found, Path(out))
         say(f"wrote {len(found)} rows to {out}")

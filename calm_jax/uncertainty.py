@@ -38,6 +38,7 @@ from calm_jax.recordings.formats.interchange import DAMAGE
 GRID = np.arange(1, 200) / 200  # levels of the tables: 0.005 to 0.995
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
 FILE = "evaluation/quantiles.npz"
+ALONE = "-network"  # behind a protocol: of the network without what it is weighted with
 _VALUES = 1 << 23  # residuals kept of all sessions together
 _FLOOR = 0.05  # of the median sigma: the least scale, for a neuron silent in the context
 

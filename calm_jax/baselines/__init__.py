@@ -21,6 +21,7 @@ from calm_jax.baselines import (
     nlinear,
     patchtst,
     poco,
+    population_change,
     population_ridge,
     shared_linear,
     tcn,
@@ -34,6 +35,7 @@ METHODS: dict[str, ModuleType] = {
     "autoregression": autoregression,
     "shared_linear": shared_linear,
     "population_ridge": population_ridge,
+    "population_change": population_change,
     "nlinear": nlinear,
     "dlinear": dlinear,
     "tcn": tcn,
@@ -48,9 +50,11 @@ CLOSED_FORM = ("copy_last", "mean", "autoregression", "shared_linear", "populati
 class PerContext:
     """A baseline fitted anew for every length of context it is given (protocols A and B)."""
 
-    def __init__(self, module: ModuleType, prepared: Any, splits: Any, horizon: int) -> None:
+    def __init__(
+        self, module: ModuleType, prepared: Any, splits: Any, horizon: int, **extra: Any
+    ) -> None:
         self._module, self._prepared, self._splits = module, prepared, splits
-        self._horizon = horizon
+        self._horizon, self._extra = horizon, extra
         self._fitted: dict[int, Forecaster] = {}
 
     def __call__(
@@ -60,7 +64,7 @@ class PerContext:
         length = context.shape[1]
         if length not in self._fitted:
             self._fitted[length] = self._module.fit(
-                self._prepared, self._splits, length, self._horizon
+                self._prepared, self._splits, length, self._horizon, **self._extra
             )
         return self._fitted[length](context, session, mask, horizon)
 

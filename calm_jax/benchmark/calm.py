@@ -12,7 +12,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from calm_jax import config, runs
+from calm_jax import config, runs, stacking
+from calm_jax import scored_windows as scored
+from calm_jax.benchmark import recordings
 from calm_jax.errors import RunError
 from calm_jax.forecasting import CalmForecaster
 from calm_jax.models import tokenizer as tokenizers
@@ -40,7 +42,7 @@ class Calm(CalmForecaster):
       index: (S,) of each session of the benchmark the index in the run, -1 = not there.
 
     Attributes:
-      tuning: what was trained, one dictionary per stage.
+      tuning: what was trained, one dictionary per stage. settings: how the run forecasts.
     """
 
     def __init__(
@@ -60,13 +62,46 @@ class Calm(CalmForecaster):
             samples=settings.samples if settings.mode == "sample" else 0,
             seed=experiment.seed,
         )
-        self.tuning = tuning
+        self.tuning, self.settings = tuning, settings
 
     def __call__(
         self, context: np.ndarray, session: int, mask: np.ndarray, horizon: int
     ) -> np.ndarray:
         """Shapes: context (B, context, N) scaled -> (B, horizon, N)."""
         return self.predict(context, int(self._index[session]), horizon).mean
+
+
+class Maps:
+    """The closed-form maps that a network is weighted with, fitted when made, so that what is
+    left of a budget is known (`calm_jax.stacking`)."""
+
+    def __init__(
+        self, prepared: Prepared, settings: config.Forecasting, protocol: str, batch: int
+    ) -> None:
+        self._prepared, self._protocol, self._batch = prepared, protocol, batch
+        self._each = [
+            recordings.settings_of(prepared, i, settings)
+            for i in range(len(prepared.splits.sessions))
+        ]
+        self._others = stacking.members(settings.stack, prepared, settings.horizon, {})
+        self._context = settings.context_a if protocol == "A" else settings.context
+        for i, own in enumerate(self._each):
+            plan = scored.plan(prepared, prepared.splits, i, "valid", protocol, own)
+            if plan is not None:
+                first = next(scored.batches(prepared, i, plan, 1))
+                for f in self._others.values():
+                    f(first.context, i, first.seen, plan.horizon)
+
+    def stacked(self, network: Calm) -> Calm | stacking.Stack:
+        """The network weighted with the maps, on the validation part; as it is without any."""
+        if not self._others:
+            return network
+        known = stacking.Remembered(network)
+        found = stacking.fit(
+            self._prepared, known, self._others, self._each, self._protocol, batch=self._batch
+        )
+        weights = {} if found is None else {self._context: found}
+        return stacking.Stack(known, self._others, weights)
 
 
 def fit(

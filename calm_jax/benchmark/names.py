@@ -8,6 +8,7 @@ BASELINES = (
     "autoregression",
     "shared_linear",
     "population_ridge",
+    "population_change",
     "nlinear",
     "dlinear",
     "tcn",

@@ -79,12 +79,16 @@ def fit(job: Job, prepared: Prepared) -> Any:
     """The forecaster of a job, fitted on the training and validation parts."""
     folder = Path(job.folder)
     if job.method.kind == "calm":
-        return calm.fit(
-            job.experiment, prepared, budget_seconds=job.budget_seconds, seed=job.seed,
-            folder=folder,
-        )  # fmt: skip
+        begin = time.monotonic()
+        maps = calm.Maps(prepared, job.experiment.forecasting, job.protocol, BATCH)
+        left = job.budget_seconds - (time.monotonic() - begin)
+        network = calm.fit(
+            job.experiment, prepared, budget_seconds=left, seed=job.seed, folder=folder
+        )
+        return maps.stacked(network)
     if job.method.kind == "run":
-        return calm.finished(Path(job.method.path), prepared)
+        network = calm.finished(Path(job.method.path), prepared)
+        return calm.Maps(prepared, network.settings, job.protocol, BATCH).stacked(network)
     extra: dict[str, Any] = {}
     if job.method.trained:
         extra = {"budget_seconds": job.budget_seconds, "seed": job.seed, "folder": folder}

@@ -20,6 +20,7 @@ QUIET = "#767676"  # reference lines and notes
 # in their dashes too, so that they survive a grey print.
 _METHODS = {
     "calm": ("CalM", "#D55E00", "-"),
+    "calm_network": ("CalM, network alone", "#E69F00", (0, (5, 1.5))),
     "calm_tokenizer": ("tokenizer", "#D55E00", "-"),
     "calm_adapted": ("CalM, adapted", "#D55E00", "-"),
     "calm_unadapted": ("CalM, as it was", "#E69F00", "--"),
@@ -30,7 +31,8 @@ _METHODS = {
     "mean": ("mean", "#CC79A7", (0, (6, 1.5, 1, 1.5, 1, 1.5))),
     "shared_linear": ("shared linear", "#009E73", "--"),
     "population_ridge": ("population ridge", "#0072B2", "-."),
-    "autoregression": ("autoregression", "#44AA99", (0, (4, 1.5))),
+    "population_change": ("population change", "#332288", (0, (1, 1))),
+    "autoregression": ("autoregression", "#56B4E9", (0, (2, 0.8))),
     "nlinear": ("NLinear", "#999933", (0, (2, 1))),
     "dlinear": ("DLinear", "#117733", (0, (6, 2))),
     "tcn": ("TCN", "#882255", (0, (5, 1, 1, 1))),
@@ -39,7 +41,7 @@ _METHODS = {
     "itransformer": ("iTransformer", "#6699CC", (0, (5, 1, 1, 1, 1, 1))),
     "poco": ("POCO", "#332288", (0, (3, 1, 1, 1))),
 }
-_SPARE = ("#56B4E9", "#E69F00", "#332288", "#882255", "#44AA99", "#999933", "#661100")
+_SPARE = ("#E69F00", "#332288", "#882255", "#44AA99", "#999933", "#661100")
 _RC = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same everywhere
     "font.size": 8.5,
