@@ -32,7 +32,7 @@ from calm_jax.recordings.targets import Target
 
 TAUS = (2, 4, 8, 16, 32)  # frames
 SHARES = {"trace": 0.2, "bands": 0.3, "latents": 0.5}  # of the prior variance
-ROUNDS = 2  # at most
+ROUNDS = 1  # at most; a second one lowers the error it is chosen by, and no other
 _LEARN = 1000  # frames of a session that directions are learned from
 _MOST = 6000  # frames of a session that rows are fitted to: kernels are (T, T)
 

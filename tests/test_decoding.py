@@ -210,11 +210,12 @@ def test_a_gated_decoder_is_saved_and_handed_on_to_a_new_session(home, new, caps
     words += ["--no-baselines", "--name", "moved_gated", *QUICK]
     decode(home, *words, data=new)
     assert "never trained the run" in capsys.readouterr().err
-    with np.load(saved / "seed0.npz") as a, np.load(saved.parent / "moved_gated" / "seed0.npz") as b:
+    moved = saved.parent / "moved_gated"
+    with np.load(saved / "seed0.npz") as a, np.load(moved / "seed0.npz") as b:
         assert a["head/rows"].shape[0] == 13 and b["head/rows"].shape[0] == 9
         for name in a.files:
             assert name == "head/rows" or (a[name] == b[name]).all()
-    moved = json.loads((saved.parent / "moved_gated" / "rows.json").read_text())
+    moved = json.loads((moved / "rows.json").read_text())
     assert value(moved, "speed", "calm_gated", "r", seed=0) > 0.3
     other = ["--target", "speed", "--from", str(saved), *QUICK]
     decode(home, *other, data="new", code=2)
