@@ -121,7 +121,7 @@ def per_group(
         ax.plot([low, high], [i, i], color="#111111", lw=5, alpha=0.35, solid_capstyle="butt")
         ax.plot(middle, i, "|", color="#111111", ms=13, mew=2)
         ax.text(1.0, i - 0.3, f"median {middle:.3g}", transform=ax.get_yaxis_transform(),
-                ha="right", va="center", color=style.QUIET)  # fmt: skip
+                ha="right", va="center", color=style.QUIET, bbox=parts.BACK)  # fmt: skip
     if log:
         ax.set_xscale("log")
         parts.plain_log(ax.xaxis)

@@ -39,6 +39,7 @@ linear-gradient(to left,#fff 50%,#fff0) right/30px 100% no-repeat local,
 linear-gradient(to left,#0003,#0000) right/10px 100% no-repeat scroll}
 .wide th:first-child,.wide td:first-child{position:sticky;left:0;background:#fff}
 .sheet figure{max-width:none;min-width:720px}
+#the-run td:last-child{white-space:normal;min-width:13rem}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.92rem}
 th,td{padding:.22rem .7rem;text-align:left;border-bottom:1px solid #e3e3e3;white-space:nowrap}
 th{font-weight:600;border-bottom:1px solid #888}
@@ -57,7 +58,7 @@ code{font-size:.92em}
 summary{cursor:pointer;margin:.6rem 0}
 @media (max-width:600px){body{padding:.8rem;font-size:15px}th,td{padding:.2rem .4rem}
 table{font-size:.86rem}.tiles{grid-template-columns:1fr 1fr}
-td small{display:none}}
+td small{display:none}td:first-child{white-space:normal;min-width:5.5rem}}
 @media print{nav,.made{display:none}figure,.tile{break-inside:avoid}}
 """
 

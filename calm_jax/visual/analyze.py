@@ -90,7 +90,9 @@ def _one(material: VisualMaterial, name: str, result: Result, only: tuple[str, .
     }
     if name in _OTHERS:
         result.missing.append(f"{name}: {_OTHERS[name]}")
-    elif name == "freezing" and not freezing.wanted(material.settings, only):
+    elif name == "freezing" and freezing.possible(material) and not freezing.wanted(
+        material.settings, only
+    ):
         result.missing.append(freezing.hint(material))
     else:
         made[name](material, result)

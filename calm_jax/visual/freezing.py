@@ -43,6 +43,11 @@ def wanted(settings: VisualSettings, only: Sequence[str]) -> bool:
     return "freezing" in only or settings.freezing_steps > 0
 
 
+def possible(material: VisualMaterial) -> bool:
+    """Whether there is a pretrained encoder."""
+    return material.run.experiment.diet.pretrain != "none"
+
+
 def made(home: Path) -> bool:
     """Whether scores of it are kept in the folder of analyses."""
     try:
@@ -56,7 +61,7 @@ def hint(material: VisualMaterial) -> str:
     """The line that stands where fine-tuning was not asked for."""
     tasks = material.run.experiment.tasks
     steps = max(_steps(material, t) for t in tasks)
-    count = len(freezing.VARIANTS) * len(tasks)
+    count = len(_variants(material.run.experiment)) * len(tasks)
     return (
         f"encoder freezing: it fine-tunes {count} times; `calm-jax analyze RUN --only freezing` "
         f"does so with {steps} steps each (--freezing-steps N --freezing-seeds S for more)"
@@ -66,12 +71,11 @@ def hint(material: VisualMaterial) -> str:
 def run_freezing(material: VisualMaterial, result: Result) -> None:
     """Scores, change of the latents and spatial detail with parts of the encoder frozen."""
     run, e = material.run, material.run.experiment
-    if e.diet.pretrain == "none":
+    if not possible(material):
         raise AnalysisError("this run was not pretrained: a random encoder would be frozen")
     run.pretrained  # noqa: B018  (told before anything is trained when it is not there)
-    variants = list(freezing.VARIANTS)
+    variants = _variants(e)
     if e.encoder.depth < 3:
-        variants = ["none", "all"]
         result.missing.append(
             f"thirds of the encoder: it has {e.encoder.depth} "
             f"block{'' if e.encoder.depth == 1 else 's'}, three are needed"
@@ -155,7 +159,7 @@ def _states(material: VisualMaterial, task: Any, params: dict) -> list[np.ndarra
 def _detail(
     material: VisualMaterial, result: Result, task: Any, params: dict, variant: str
 ) -> None:
-    shown = scores.scored(task.shown["test"], material.data.store, material.run.cohorts)
+    shown = scores.scored(task.shown["test"], material.run.store, material.run.cohorts)
     shown = task.spaced(shown, FRAMES)
     made = np.concatenate(list(task.reconstructions(params, shown)))
     try:
@@ -170,7 +174,7 @@ def _detail(
 
 def _score(material: VisualMaterial, task: Any, params: dict) -> float:
     """Accuracy or SSIM on the test part, mean over the sessions that are compared."""
-    shown = scores.scored(task.shown["test"], material.data.store, material.run.cohorts)
+    shown = scores.scored(task.shown["test"], material.run.store, material.run.cohorts)
     if task.name == "gratings":
         right = task.logits(params, shown).argmax(1) == shown.label
     else:
@@ -182,6 +186,11 @@ def _score(material: VisualMaterial, task: Any, params: dict) -> float:
             at += len(x)
         right = np.concatenate(found)
     return float(np.mean([right[shown.session == i].mean() for i in np.unique(shown.session)]))
+
+
+def _variants(e: VisualExperiment) -> tuple[str, ...]:
+    """Thirds need three blocks."""
+    return freezing.VARIANTS if e.encoder.depth >= 3 else ("none", "all")
 
 
 # Training

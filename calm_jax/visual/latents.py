@@ -55,7 +55,7 @@ def run_latents(material: VisualMaterial, result: Result) -> None:
 def _of_task(
     material: VisualMaterial, result: Result, name: str, others: dict[str, VisualRun]
 ) -> None:
-    run, store = material.run, material.data.store
+    run, store = material.run, material.run.store
     task = run.task(name)
     shown = windows(task, run)
     key = jax.random.key(material.settings.seed)
@@ -101,7 +101,7 @@ def _of_session(
     first: bool,
 ) -> None:
     """The windows of one session in all spaces. Maps are of the first session."""
-    about = material.data.store.sessions[int(rows.session[0])]
+    about = material.run.store.sessions[int(rows.session[0])]
     where = {"session": about.session, "animal": about.animal}
     found = {}
     for label, space in spaces.items():
@@ -248,7 +248,7 @@ def _values(material: VisualMaterial, task: Any, rows: Shown) -> np.ndarray:
     """(R,) what maps are coloured by: direction (the column's unit), or s in the movie."""
     if task.name == "gratings":
         return np.asarray(task.classes, np.float64)[rows.label]
-    session = material.data.store.session(int(rows.session[0]))
+    session = material.run.store.session(int(rows.session[0]))
     table = session.intervals[task.movie.name]
     return rows.label * float(np.median(table.stop - table.start))
 

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
 from calm_jax.visual.cohorts import Cohorts
 from calm_jax.visual.runs import VisualRun
@@ -59,32 +58,36 @@ class VisualMaterial:
     """
 
     run: VisualRun
-    data: Any
     settings: VisualSettings
     folder: Path
     say: Callable[[str], None]
     index: tuple[int, ...]
     neurons: int | None = None
 
+    @property
+    def data(self) -> Prepared:
+        """The traces, scaled; see `VisualRun.blocks`."""
+        return self.run.blocks
+
     # What `analyses.theory` asks of a material.
 
     @property
     def sessions(self) -> Sessions:
         """The `Session`s."""
-        return Sessions(self.data.store, self.index)
+        return Sessions(self.run.store, self.index)
 
     @property
     def rate(self) -> float:
         """Hz, the median over sessions."""
-        return float(np.median([self.data.store.sessions[i].rate for i in self.index]))
+        return float(np.median([self.run.store.sessions[i].rate for i in self.index]))
 
     def names(self) -> list[str]:
         """Session ids."""
-        return [self.data.store.sessions[i].session for i in self.index]
+        return [self.run.store.sessions[i].session for i in self.index]
 
     def animals(self) -> list[str]:
         """The animal of each session."""
-        return [self.data.store.sessions[i].animal for i in self.index]
+        return [self.run.store.sessions[i].animal for i in self.index]
 
     def alive(self, i: int) -> np.ndarray:
         """(N,) bool, neurons of the i-th session that vary in the training part."""
@@ -138,12 +141,8 @@ class VisualMaterial:
 def material_of(
     run: VisualRun, settings: VisualSettings, folder: Path, say: Callable[[str], None]
 ) -> VisualMaterial:
-    """All sessions of a run, in the blocks of its `split`: lines are selected, and encoders
-    pretrained, on the training part of these."""
-    e, store = run.experiment, run.store
-    made = splits.make_split(store, e.split)
-    prepared = Prepared(store, made, preprocess.fit(store, made, e.preprocess))
-    return VisualMaterial(run, prepared, settings, folder, say, tuple(range(len(store.sessions))))
+    """All sessions of a run."""
+    return VisualMaterial(run, settings, folder, say, tuple(range(len(run.store.sessions))))
 
 
 def _text(x: np.ndarray) -> np.ndarray:

@@ -18,6 +18,8 @@ import jax
 
 from calm_jax import config as configs
 from calm_jax.errors import CalmError, RunError
+from calm_jax.recordings import preprocess, splits
+from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.build import build
 from calm_jax.recordings.store import open_store
 from calm_jax.report import command
@@ -72,6 +74,14 @@ class VisualRun:
     def store(self) -> Any:
         """Its recordings."""
         return open_store(build(self.experiment.data))
+
+    @functools.cached_property
+    def blocks(self) -> Prepared:
+        """All sessions in the blocks of `split`: lines are selected, and encoders pretrained, on
+        the training part of these."""
+        e = self.experiment
+        made = splits.make_split(self.store, e.split)
+        return Prepared(self.store, made, preprocess.fit(self.store, made, e.preprocess))
 
     @functools.cached_property
     def pretrained(self) -> tuple[dict | None, dict | None]:

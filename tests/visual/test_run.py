@@ -197,6 +197,9 @@ def test_a_table_goes_on_and_shares_pretraining(home):
     assert len(list((folder / "pretrained").iterdir())) == 1
     assert all(p.stat().st_mtime_ns == t for p, t in before.items())
     assert "p" in found["lines"][0]["metrics"]["movie"]
+    line = runs.load(folder / "ours" / "seed0")  # a line is a run, its pretraining that of all
+    assert line.label == "ours" and line.shared == (folder / "pretrained").resolve()
+    assert line.command == f"calm-jax table tiny --run {folder}" and runs.is_visual(line.folder)
     with pytest.raises(ConfigError, match="no line 'x'"):
         table.make(made, folder, seeds=1, only=("x",))
     changed = dataclasses.replace(e, split=dataclasses.replace(e.split, seed=3))
