@@ -122,7 +122,7 @@ def test_frozen_parts_stay_and_fine_tuning_is_done_once(home, monkeypatch):
     run = runs.load(home / "run")
     e = dataclasses.replace(run.experiment, tasks=("gratings",))
     run = runs.VisualRun(run.folder, run.shared, e, run.results)
-    made = material_of(run, VisualSettings(freezing_steps=1), home / "analysis", print)
+    made = material_of(run, VisualSettings(), home / "analysis", print)
     result = Result("freezing", 0)
     with compilation.effort("quick"):
         freezing.run_freezing(made, result)
@@ -135,8 +135,14 @@ def test_frozen_parts_stay_and_fine_tuning_is_done_once(home, monkeypatch):
             learned = dict(file)
         equal = [np.array_equal(learned[f"encoder/blocks/{k}"], v) for k, v in begin]
         assert all(equal) == same
+    # With nothing frozen and as many steps it is the fine-tuning of the run itself.
+    with np.load(home / "run" / "gratings" / "model.npz") as file:
+        assert set(file) == set(learned)
+        for k in file:
+            np.testing.assert_allclose(learned[k], file[k], rtol=1e-5, atol=1e-7)
+    assert result.value("gratings/none", "accuracy") == result.value("gratings/poyo", "accuracy")
     monkeypatch.setattr(freezing, "train", lambda *_, **__: pytest.fail("trained again"))
-    changed = freezing._variant(e, "gratings", "none", 1, 0)
+    changed = freezing._variant(e, "gratings", "none", 4, 0)
     task = run.task("gratings", changed)
     params = freezing._trained(task, changed.gratings_training, changed, folder, made)
     for k, v in named(params["encoder"]["blocks"]).items():
