@@ -34,6 +34,7 @@ TAUS = (2, 4, 8, 16, 32)  # frames
 SHARES = {"trace": 0.2, "bands": 0.3, "latents": 0.5}  # of the prior variance
 ROUNDS = 1  # at most; a second one lowers the error it is chosen by, and no other
 _LEARN = 1000  # frames of a session that directions are learned from
+_PIECE = 1024  # frames whose features are held at once
 _MOST = 6000  # frames of a session that rows are fitted to: kernels are (T, T)
 
 Read = Callable[[int, int, int], np.ndarray]
@@ -64,13 +65,6 @@ def bands(z: np.ndarray) -> np.ndarray:
         means.append(out)
     parts = [a - b for a, b in itertools.pairwise(means)]
     return np.stack([z, *parts], -1).astype(np.float32)
-
-
-def ahead(x: np.ndarray, frames: int) -> np.ndarray:
-    """x[t + frames], the last one beyond the end. Shapes: x (T, ...)."""
-    if frames == 0 or not len(x):
-        return x
-    return np.concatenate([x[frames:], np.repeat(x[-1:], min(frames, len(x)), 0)])[: len(x)]
 
 
 def start(x: Sequence[np.ndarray]) -> np.ndarray:
@@ -113,11 +107,26 @@ class PooledDecoder:
     def _sessions(self) -> range:
         return range(len(self.offset) - 1)
 
-    def features(self, i: int, start: int, stop: int) -> np.ndarray:
-        """(T, N, K) of every frame of a whole range of session `i`."""
-        h = self._latents(i, start, stop).astype(np.float32)
-        x = np.concatenate([bands(self._traces(i, start, stop)), h], -1)
-        return ahead(x, self._settings.look_ahead)
+    def features(
+        self,
+        i: int,
+        start: int,
+        stop: int,
+        index: np.ndarray | None = None,
+        directions: np.ndarray | None = None,
+    ) -> np.ndarray:
+        """(T, N, K) of the frames `index` of a whole range of session `i`, None = all; with
+        directions (K, R) the projection (T, N * R), made a piece at a time."""
+        own = bands(self._traces(i, start, stop))
+        h = self._latents(i, start, stop)
+        index = np.arange(stop - start) if index is None else index
+        index = np.minimum(index + self._settings.look_ahead, stop - start - 1)
+        made = []
+        for at in range(0, max(len(index), 1), _PIECE):
+            part = index[at : at + _PIECE]
+            x = np.concatenate([own[part], h[part].astype(np.float32)], -1)
+            made.append(x if directions is None else pooled_ridge.project(x, directions))
+        return np.concatenate(made)
 
     # -- fitting -------------------------------------------------------------------
 
@@ -244,8 +253,7 @@ class PooledDecoder:
         ranges = self._splits.parts[i][part].tolist()
         for (a, b), index in zip(ranges, self._index(target, i, part, most)):
             if len(index):
-                x = self.features(i, a, b)[index]
-                made.append(x if directions is None else pooled_ridge.project(x, directions))
+                made.append(self.features(i, a, b, index, directions))
         if made:
             return np.concatenate(made)
         return np.zeros((0, self._count(i) * directions.shape[1]), np.float32)
@@ -276,9 +284,11 @@ class PooledDecoder:
 
     def predict(self, i: int, start: int, stop: int) -> np.ndarray:
         """(stop - start, outputs of all targets) of a whole range of session `i`."""
-        x = self.features(i, start, stop)
         own = slice(self.offset[i], self.offset[i + 1])
-        parts = [decoded(x, s.directions, s.rows[own], s.bias[i]) for s in self.solutions]
+        parts = []
+        for s in self.solutions:
+            q = self.features(i, start, stop, None, s.directions)
+            parts.append(q @ s.rows[own].reshape(q.shape[1], -1) + s.bias[i])
         return np.concatenate(parts, 1)
 
     def arrays(self) -> dict[str, dict[str, np.ndarray]]:
@@ -302,13 +312,6 @@ def settled(settings: config.Decoding) -> config.Decoding:
         )
     # It reads the trace itself, beside the features of every frame.
     return dataclasses.replace(settings, every_frame=True, traces=False)
-
-
-def decoded(
-    x: np.ndarray, directions: np.ndarray, rows: np.ndarray, bias: np.ndarray
-) -> np.ndarray:
-    """(T, O) from features (T, N, K) of neurons with these rows (N, R, O); bias (O,)."""
-    return pooled_ridge.project(x, directions) @ rows.reshape(-1, rows.shape[2]) + bias
 
 
 def _fit(one: tuple[np.ndarray, np.ndarray], neurons: int, outputs: int) -> Fit:

@@ -68,7 +68,8 @@ def path(
 
     Minimises sum_t weight_t |y_t - b - q_t W|^2 + alpha unit T |W|^2. Shapes: q (T, P).
     """
-    q = q.astype(np.float32)
+    # Few frames: single precision would not bear the smallest penalties.
+    q = q.astype(np.float64 if len(q) < 256 else np.float32)
     mean = q.mean(0)
     centred = q - mean
     root = np.sqrt(labels.weight)[:, None].astype(np.float64)
@@ -81,17 +82,9 @@ def path(
         penalised[np.diag_indices_from(penalised)] += alpha * unit * len(q)
         factor = cho_factor(penalised, lower=True, overwrite_a=True)
         dual = root * cho_solve(factor, root * labels.y)
-        weights = centred.T @ dual.astype(np.float32)
+        weights = centred.T @ dual.astype(q.dtype)
         out.append((weights, big * dual.sum(0) - mean @ weights))
     return out
-
-
-def fit(
-    x: Features, labels: Labels, directions: np.ndarray, alpha: float, unit: float
-) -> Fit:
-    """The solution of one session for one penalty."""
-    [(weights, bias)] = path(project(x, directions), labels, [alpha], unit)
-    return Fit(weights.reshape(x.shape[1], -1, labels.y.shape[1]), bias.astype(np.float32))
 
 
 def sharpen(directions: np.ndarray, fits: Sequence[Fit], rank: int) -> np.ndarray:
