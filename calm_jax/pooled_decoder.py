@@ -333,10 +333,11 @@ def _errors(data: dict[int, tuple], paths: dict[int, list]) -> dict[int, np.ndar
 
 
 def _chosen(errors: dict[int, np.ndarray], known: list[int]) -> dict[int, int]:
-    """The penalty of each session: the best on its validation part, or, without labels
-    there, the best on the mean over the others."""
-    mean = np.mean(list(errors.values()), axis=0)
-    return {i: int(errors.get(i, mean).argmin()) for i in known}
+    """The penalty of each session: the best on its validation part; without labels there,
+    the median of the others' (one session with hardly a label would rule their mean)."""
+    best = {i: int(e.argmin()) for i, e in errors.items()}
+    middle = int(np.median(list(best.values())))
+    return {i: best.get(i, middle) for i in known}
 
 
 def _calibrated(outputs: np.ndarray, labels: Labels, target: Target) -> tuple[float, np.ndarray]:
