@@ -321,7 +321,7 @@ def with_maps(
         return made, False, []
     try:
         weights.check_recordings(run)
-        store = open_store(build(e.data))
+        store = open_store(build(e.data, existing=True))
         prepared = Prepared(store, load_split(run, store), trained.scalers)
         others = stacking.members(fitted.members[1:], prepared, e.forecasting.horizon, {})
         stack = stacking.Stack(

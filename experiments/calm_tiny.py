@@ -52,6 +52,10 @@ def experiment() -> Experiment:
         transformer_training=dataclasses.replace(
             training, steps=30, learning_rate=3e-3, final_learning_rate=1e-4, ema=0.9
         ),
-        forecasting=Forecasting(mode="readout", samples=4),
+        forecasting=Forecasting(
+            mode="readout",
+            samples=4,
+            stack=("copy_last", "autoregression", "population_ridge", "population_change"),
+        ),
         compilation="quick",
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -18,6 +19,7 @@ import pytest
 import calm_jax
 from calm_jax import cli, config, pipeline, rows, runs
 from calm_jax.baselines import CLOSED_FORM
+from calm_jax.forecasting import with_maps
 from calm_jax.recordings.session import Session
 from calm_jax.recordings.store import open_store
 from tests.tiny import arguments, pretrain, recording
@@ -90,7 +92,7 @@ def test_rows_are_the_same_eight_fields_everywhere(run):
     assert all(set(r) == FIELDS for r in found)
     for protocol in "AB":
         methods = {r["method"] for r in found if r["protocol"] == protocol}
-        assert methods == {"calm", *CLOSED_FORM}
+        assert methods == {"calm", "calm_network", *CLOSED_FORM}
     assert {"copy_last", "mean", "shared_linear", "population_ridge"} <= set(CLOSED_FORM)
     steps = [r["step"] for r in rows.select(found, protocol="B", method="calm", metric="mse")]
     assert set(steps) == {None, *range(1, 17)}
@@ -261,7 +263,7 @@ def test_frames_from_the_origin_on_change_no_bit(home, run, known, capsys, which
         for key in ("mean", "quantiles"):
             assert (made[key] == wanted[key]).all(), (other, key)
     # The end of the recording is the default origin.
-    made = forecast(run, shorter, home / "c.npz", "--horizon", "16")
+    made = forecast(run, shorter, home / "c.npz", "--horizon", "16", "--samples", str(samples))
     assert (made["mean"] == wanted["mean"]).all() and made["origin"] == origin
 
 
@@ -290,8 +292,36 @@ def test_a_forecast_in_five_lines(home, run, known):
     given = calm_jax.make_context(trained, session, frames=48, origin=400)
     prediction = calm_jax.forecast(trained.model, given.context, horizon=16, mode="readout")
     traces = prediction.mean[0] * given.sd + given.mean
+    weights = run / "evaluation" / "stack.npz"
+    kept = weights.read_bytes()
+    weights.unlink()  # the network alone
     made = forecast(run, known, home / "d.npz", "--origin", "400")
+    weights.write_bytes(kept)
     np.testing.assert_allclose(traces, made["mean"], rtol=1e-5, atol=1e-5)
+    # With them the command weighs it with maps fitted to the recordings of the run.
+    weighted = forecast(run, known, home / "d.npz", "--origin", "400")
+    [own] = with_maps(trained, prediction, given)[0].mean
+    np.testing.assert_allclose(own * given.sd + given.mean, weighted["mean"], rtol=1e-5, atol=1e-5)
+    assert abs(weighted["mean"] - made["mean"]).max() > 1e-3
+
+
+def test_without_the_recordings_of_the_run_the_network_forecasts_alone(
+    home, run, known, capsys, monkeypatch, tmp_path
+):
+    both = forecast(run, known, home / "e.npz", "--origin", "400")
+    (tmp_path / "store").mkdir()
+    monkeypatch.chdir(tmp_path)
+    e = runs.read_run(run).experiment
+    elsewhere = dataclasses.replace(e, data=dataclasses.replace(e.data, store="store"))
+    note = run / "experiment.json"
+    text = note.read_text()
+    note.write_text(config.dumps(elsewhere))
+    capsys.readouterr()
+    alone = forecast(run, known, home / "e.npz", "--origin", "400")
+    note.write_text(text)
+    assert "the network alone: the recordings of the run" in capsys.readouterr().err
+    assert not any((tmp_path / "store").iterdir())  # nothing was built
+    assert (alone["quantiles"] != both["quantiles"]).any()
 
 
 # Evaluation

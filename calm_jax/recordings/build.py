@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from calm_jax import config
-from calm_jax.errors import CalmError, ConfigError, writing
+from calm_jax.errors import CalmError, ConfigError, RecordingError, writing
 from calm_jax.recordings.store import open_store
 
 
@@ -45,6 +45,7 @@ def build(
     *,
     workers: int | None = None,
     skip_unreadable: bool = False,
+    existing: bool = False,
 ) -> Path:
     """The folder of the store of `data`, built unless it stands there already.
 
@@ -59,10 +60,12 @@ def build(
         alone. The store is the same for any number.
       skip_unreadable: leave out recordings that cannot be read; whoever uses the store is
         told which.
+      existing: build nothing.
 
     Raises:
       ConfigError: for an unknown data set, or one without the source it needs.
-      RecordingError: for a source that cannot be read; it names file and field.
+      RecordingError: for a source that cannot be read; it names file and field. With
+        `existing`, when the store does not stand there.
       RunError: when the disk is full or the folder is not writable.
     """
     console = console or Console(stderr=True)
@@ -104,6 +107,8 @@ def build(
         settings.name = shared.files_fingerprint([], origin, *more) if more else origin
     builder = cls(data_dir=str(root), config=settings)
     folder = Path(builder.data_dir)
+    if existing and not folder.is_dir():
+        raise RecordingError("no store of these recordings", where=folder)
     if not folder.is_dir():
         # Parts are kept by source, not by store: when one file of many is mended, the
         # others need not be read again.
