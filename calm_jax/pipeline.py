@@ -294,12 +294,14 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
         say("evaluation: done before")
         return
     trained = load(run.folder)
-    with run.stage("evaluation"):
+    with run.stage("evaluation") as facts:
         methods = scoring.baselines_of(run.experiment, prepared)
         # Weights of an evaluation that was interrupted may be of other weights of the network.
         run.path(stacking.FILE).unlink(missing_ok=True)
         made = scoring.forecast_rows(trained, prepared, methods)
         uncertainty.save(run.path(uncertainty.FILE), made.residuals)
+        if isinstance(made.calm, stacking.Stack):
+            facts["weights"] = stacking.described(made.calm.weights)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + made.rows
         rows.write(found, run.path("evaluation", "rows.json"))
         evaluation.write_neurons(made.scores, prepared, run.path("evaluation", "neurons.csv"))

@@ -274,6 +274,12 @@ def _error(found: Sequence[np.ndarray], table: np.ndarray) -> float:
     return float(error[known].mean())
 
 
+def described(fitted: Mapping[int, Weights]) -> dict[str, dict[str, list[float]]]:
+    """Length of context -> member -> weights at the first, middle and last step ahead."""
+    rows = lambda w: np.round(w.table[[0, (len(w.table) - 1) // 2, -1]].T, 3)
+    return {str(c): dict(zip(w.members, rows(w).tolist())) for c, w in fitted.items()}
+
+
 def save(path: Path, fitted: Mapping[int, Weights]) -> None:
     """Writes weights by length of context as npz without pickles."""
     arrays: dict[str, Any] = {}

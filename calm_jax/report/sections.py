@@ -259,7 +259,25 @@ def summary(run: Contents, lines: list[tables.Line]) -> Section:
         return Section([], [f"forecasts in numbers: {_why(run, 'evaluation/rows.json')}"])
     figure, (ax,) = style.panels(height=0.24 * (len(lines) + 1.4), width=5.0)
     figures.summary_table(ax, lines)
-    return Section([Drawing("summary", "The summary table, for slides.", figure)], [])
+    caption = "The summary table, for slides." + _weights(run)
+    return Section([Drawing("summary", caption, figure)], [])
+
+
+def _weights(run: Contents) -> str:
+    """What the forecast of protocol B is made of, in words; empty for the network alone."""
+    found = run.stages.get("evaluation", {}).get("weights", {})
+    own = found.get(str(run.experiment.forecasting.context), {})
+    if not own:
+        return ""
+    each = [
+        f"{style.label(name) if name != 'network' else name} {', '.join(f'{w:.2f}' for w in ws)}"
+        for name, ws in own.items()
+        if any(ws)
+    ]
+    return (
+        " CalM is a weighted sum, weights fitted on the validation part. In protocol B, at the "
+        f"first, middle and last step ahead: {'; '.join(each)}."
+    )
 
 
 def _labels(examples: dict[str, np.ndarray], name: str, count: int) -> list[str]:
