@@ -10,7 +10,7 @@ ifdef SEEDS
 TABLE_SEEDS := --seeds $(SEEDS)
 endif
 
-.PHONY: help env pretrain table data report test fuzz lint bench clean
+.PHONY: help env pretrain table data report test longtest fuzz lint bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,10 @@ report: env  ## write the report of a run again: RUN=runs/calm_base
 	@if [ -z "$(RUN)" ]; then echo "error: no run named. make report RUN=runs/calm_base" >&2; exit 2; fi
 	@exec $(PY) -m calm_jax report $(RUN) $(ARGS)
 
-test: env  ## all tests
+test: env  ## the tests, within 15 minutes on two cores
+	@exec $(PY) -m pytest -n 2 --dist loadfile -m "not long" $(ARGS)
+
+longtest: env  ## all tests, with those that take longest
 	@exec $(PY) -m pytest -n 2 --dist loadfile $(ARGS)
 
 fuzz: env  ## read 2,600 damaged recordings of all formats; ARGS="--count 10000"

@@ -68,6 +68,7 @@ def test_mistakes_are_named(tmp_path, capsys):
         assert said in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_end_to_end_and_finished_points_are_kept(tmp_path, capsys):
     place = tmp_path / "recordings"
     place.mkdir()

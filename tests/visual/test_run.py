@@ -118,6 +118,7 @@ def test_latents_are_of_test_windows_and_do_not_depend_on_their_batch(home):
     np.testing.assert_allclose(space.states(shown.take(order)), states[order], atol=1e-6)
 
 
+@pytest.mark.long
 def test_frozen_parts_stay_and_fine_tuning_is_done_once(home, monkeypatch):
     run = runs.load(home / "run")
     e = dataclasses.replace(run.experiment, tasks=("gratings",))
