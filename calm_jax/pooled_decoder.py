@@ -23,6 +23,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import minimize
 from scipy.signal import lfilter
+from threadpoolctl import threadpool_limits
 
 from calm_jax import config, pooled_ridge
 from calm_jax.errors import ConfigError, RecordingError
@@ -158,7 +159,9 @@ class PooledDecoder:
                     "there it says the same at every frame"
                 )
             begin = None if given is None else given[k]
-            self.solutions.append(self._solve(target, known, judged, begin))
+            # Many small decompositions: threads of BLAS wait for each other longer than they work.
+            with threadpool_limits(1, "blas"):
+                self.solutions.append(self._solve(target, known, judged, begin))
 
     def _any(self, target: Target, i: int, part: str) -> bool:
         return any(target.known[i][a:b].any() for a, b in self._splits.parts[i][part])
