@@ -375,6 +375,7 @@ def held_out(tmp_path_factory, quick_compilation):
     return made
 
 
+@pytest.mark.long
 def test_held_out_sessions_teach_nothing_and_are_scored(held_out, tmp_path, capsys):
     (a, file), (b, _) = held_out
     for stage in ("tokenizer", "transformer"):

@@ -122,6 +122,7 @@ def test_a_method_that_fails_does_not_cost_the_others(place, capsys):
     assert {r["method"] for r in rows.read(out)} == {"mean"}
 
 
+@pytest.mark.long
 def test_calm_ends_in_its_budget_and_leaves_a_run(place, first):
     from calm_jax import compilation, experiments_loader
 

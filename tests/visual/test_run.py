@@ -184,6 +184,7 @@ def test_gratings_that_pretraining_never_saw_are_told(home):
         stages._gratings(e, store, who, {}, {"classes": [0.0, 90.0]}, print)
 
 
+@pytest.mark.long
 def test_a_table_goes_on_and_shares_pretraining(home):
     e = experiments_loader.load_experiment(str(home / "tiny.py"))
     e = dataclasses.replace(e, tasks=("movie",))
