@@ -301,9 +301,7 @@ def forecast_file(
     return result, tuple(notes)
 
 
-def with_maps(
-    trained: Trained, made: Forecast, given: Given
-) -> tuple[Forecast, bool, list[str]]:
+def with_maps(trained: Trained, made: Forecast, given: Given) -> tuple[Forecast, bool, list[str]]:
     """The network's forecast (1, H, N) weighted with the closed-form maps of the run.
 
     The maps are fitted to the recordings of the run, which have to be there.
@@ -316,9 +314,16 @@ def with_maps(
     """
     run, e = trained.run, trained.run.experiment
     context = np.asarray(given.context.traces)
-    fitted = (stacking.load(run.path(stacking.FILE)) or {}).get(context.shape[1])
-    if fitted is None or given.session not in fitted.sessions:
+    every = stacking.load(run.path(stacking.FILE)) or {}
+    fitted = every.get(context.shape[1])
+    if not every or given.session is None:  # of a recording unknown to the run a note tells
         return made, False, []
+    if fitted is None or given.session not in fitted.sessions:
+        own = [str(c) for c, w in sorted(every.items()) if given.session in w.sessions]
+        return made, False, [
+            "the network alone: the run has weights of closed-form maps "
+            + (f"for contexts of {' and '.join(own)} frames" if own else "for other sessions")
+        ]
     try:
         weights.check_recordings(run)
         store = open_store(build(e.data, existing=True))

@@ -78,8 +78,9 @@ def forecast_rows(
     own, alone = network, {}
     if known and settings.stack:
         network = stacking.Remembered(network)
-        own = stacked(trained, prepared, network, methods)
+        own, maps = stacked(trained, prepared, network, methods)
         alone = {NETWORK: network}
+        methods = {name: maps.get(name, f) for name, f in methods.items()}
     every = {"calm": own, **alone, **methods}
     scores, spread, fitted = [], [], {}
     index_of = {
@@ -127,10 +128,14 @@ def stacked(
     prepared: Prepared,
     network: Forecaster,
     methods: Mapping[str, Forecaster],
-) -> stacking.Stack:
-    """The network weighted with closed-form maps; weights of the run, or fitted and kept."""
+) -> tuple[stacking.Stack, dict[str, Forecaster]]:
+    """The network weighted with closed-form maps, and these; weights of the run, or fitted and
+    kept. The maps remember: each is asked for itself too, and some hold few fitted sessions."""
     settings, path = trained.run.experiment.forecasting, trained.run.path(stacking.FILE)
-    others = stacking.members(settings.stack, prepared, settings.horizon, methods)
+    others = {
+        name: stacking.Remembered(f)
+        for name, f in stacking.members(settings.stack, prepared, settings.horizon, methods).items()
+    }
     weights = stacking.load(path)
     if weights is None:
         weights = {}
@@ -139,7 +144,7 @@ def stacked(
             if found is not None:
                 weights[settings.context_a if protocol == "A" else settings.context] = found
         stacking.save(path, weights)
-    return stacking.Stack(network, others, weights)
+    return stacking.Stack(network, others, weights), others
 
 
 def evaluate_run(

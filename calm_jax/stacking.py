@@ -29,15 +29,15 @@ from scipy.optimize import nnls
 from calm_jax import baselines, config
 from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
-from calm_jax.errors import ConfigError, RecordingError, RunError
+from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.recordings.batches import Prepared
-from calm_jax.recordings.formats.interchange import DAMAGE
+from calm_jax.uncertainty import fitted_file
 
 FILE = "evaluation/stack.npz"
 NETWORK = "network"
 SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))
-_REMEMBERED = 1 << 29  # bytes of forecasts
+_REMEMBERED = 1 << 28  # bytes of forecasts of one member
 _WINDOWS = 400  # validation windows of a session that are looked at
 
 
@@ -302,19 +302,8 @@ def load(path: Path) -> dict[int, Weights] | None:
     Raises:
       RunError: when the file is damaged.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            a = {k: file[k] for k in file.files}
-        return {int(c): _loaded(a, c) for c in sorted({k.split("/")[0] for k in a})}
-    except FileNotFoundError:
-        return None
-    except DAMAGE as e:
-        raise RunError(
-            "the file is damaged",
-            where=path,
-            found=str(e),
-            remedy="Remove it; `calm-jax evaluate RUN` makes it again.",
-        ) from e
+    parse = lambda a: {int(c): _loaded(a, c) for c in sorted({k.split("/")[0] for k in a})}
+    return fitted_file(path, parse)
 
 
 def _loaded(a: Mapping[str, np.ndarray], c: str) -> Weights:

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -361,18 +361,15 @@ def save(path: Path, fitted: Mapping[str, Residuals]) -> None:
         np.savez(file, **arrays)
 
 
-def load(path: Path) -> dict[str, Residuals] | None:
-    """What `save` wrote, by protocol; None when there is no such file.
+def fitted_file(path: Path, parse: Callable[[dict[str, np.ndarray]], Any]) -> Any:
+    """What `parse` makes of a file of an evaluation; None when there is no such file.
 
     Raises:
       RunError: when the file is damaged.
     """
     try:
         with np.load(path, allow_pickle=False) as file:
-            a = {k: file[k] for k in file.files}
-        if not np.array_equal(a["levels"], GRID):
-            raise ValueError("other levels")
-        return {p: _loaded(a, p) for p in sorted({k.split("/")[0] for k in a} - {"levels"})}
+            return parse({k: file[k] for k in file.files})
     except FileNotFoundError:
         return None
     except DAMAGE as e:
@@ -382,6 +379,21 @@ def load(path: Path) -> dict[str, Residuals] | None:
             found=str(e),
             remedy="Remove it; `calm-jax evaluate RUN` makes it again.",
         ) from e
+
+
+def load(path: Path) -> dict[str, Residuals] | None:
+    """What `save` wrote, by protocol; None when there is no such file.
+
+    Raises:
+      RunError: when the file is damaged.
+    """
+    return fitted_file(path, _every)
+
+
+def _every(a: Mapping[str, np.ndarray]) -> dict[str, Residuals]:
+    if not np.array_equal(a["levels"], GRID):
+        raise ValueError("other levels")
+    return {p: _loaded(a, p) for p in sorted({k.split("/")[0] for k in a} - {"levels"})}
 
 
 def _loaded(a: Mapping[str, np.ndarray], p: str) -> Residuals:

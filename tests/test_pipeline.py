@@ -286,7 +286,7 @@ def test_a_run_without_fitted_quantiles_says_so_and_evaluate_fits_them(home, run
     assert longer["quantiles"].shape[1:] == (90, 12) and "too narrow" in capsys.readouterr().err
 
 
-def test_a_forecast_in_five_lines(home, run, known):
+def test_a_forecast_in_five_lines(home, run, known, capsys):
     trained = calm_jax.load(str(run))
     session = calm_jax.read(known)
     given = calm_jax.make_context(trained, session, frames=48, origin=400)
@@ -303,6 +303,10 @@ def test_a_forecast_in_five_lines(home, run, known):
     [own] = with_maps(trained, prediction, given)[0].mean
     np.testing.assert_allclose(own * given.sd + given.mean, weighted["mean"], rtol=1e-5, atol=1e-5)
     assert abs(weighted["mean"] - made["mean"]).max() > 1e-3
+    capsys.readouterr()
+    forecast(run, known, home / "d.npz", "--origin", "400", "--context", "40")
+    assert "the network alone" in (err := capsys.readouterr().err)
+    assert "for contexts of 36 and 48 frames" in err
 
 
 def test_without_the_recordings_of_the_run_the_network_forecasts_alone(
