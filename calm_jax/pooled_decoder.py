@@ -9,8 +9,7 @@ What a neuron gives at frame t, all of it from frames up to t + look-ahead:
 
 Per target: directions by rounds of empirical Bayes over all sessions; the number of
 rounds by the mean error over the validation parts, the penalty of each session by its
-own. Outputs are then calibrated on the validation part: numbers shrink by a factor in
-[0, 1] (least squares), the scores of classes become logits.
+own. Outputs are then calibrated on the validation part (`pooled_calibration`).
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import minimize
 from scipy.signal import lfilter
 from threadpoolctl import threadpool_limits
 
 from calm_jax import config, pooled_ridge
 from calm_jax.errors import ConfigError, RecordingError
+from calm_jax.pooled_calibration import calibrated
 from calm_jax.pooled_ridge import ALPHAS, Fit, Labels
 from calm_jax.recordings.splits import Splits
 from calm_jax.recordings.targets import Target
@@ -232,7 +231,9 @@ class PooledDecoder:
             scale, shift = 1.0, np.zeros(outputs)
             if i in judged:
                 weights, level = kept[i][chosen[i]]
-                scale, shift = _calibrated(valid[i][0] @ weights + level, valid[i][1], target)
+                scale, shift = calibrated(
+                    valid[i][0] @ weights + level, valid[i][1], target.classes is not None
+                )
             own = slice(self.offset[i], self.offset[i + 1])
             rows[own], bias[i] = scale * found.rows, scale * found.bias + shift
             alpha[i] = ALPHAS[chosen[i]]
@@ -353,33 +354,3 @@ def _chosen(errors: dict[int, np.ndarray], known: list[int]) -> dict[int, int]:
     best = {i: int(e.argmin()) for i, e in errors.items()}
     middle = int(np.median(list(best.values())))
     return {i: best.get(i, middle) for i in known}
-
-
-def _calibrated(outputs: np.ndarray, labels: Labels, target: Target) -> tuple[float, np.ndarray]:
-    """(factor, shift) of the outputs, from the validation part.
-
-    Numbers: the factor in [0, 1] with the least squared error. Classes: the factor and one
-    shift per class that maximise the weighted likelihood of logits; as if ten frames more
-    had said that the shifts are about 0 +- 1, for validation parts are short and labels slow.
-    """
-    if target.classes is None:
-        p, y = outputs[:, 0], labels.y[:, 0]
-        return float(np.clip(p @ y / max(float(p @ p), 1e-12), 0, 1)), np.zeros(1)
-    w = labels.weight / max(labels.weight.sum(), 1e-12)
-    true = labels.y.argmax(1)
-
-    def loss(v: np.ndarray) -> tuple[float, np.ndarray]:
-        logits = np.exp(v[0]) * outputs + v[1:]
-        top = logits.max(1, keepdims=True)
-        log_z = top + np.log(np.exp(logits - top).sum(1, keepdims=True))
-        log_p = logits - log_z
-        nll = -(w * log_p[np.arange(len(true)), true]).sum()
-        slope = w[:, None] * (np.exp(log_p) - np.eye(outputs.shape[1])[true])
-        pull = 10 / len(true)
-        gradient = [np.exp(v[0]) * (slope * outputs).sum(), *(slope.sum(0) + pull * v[1:])]
-        return nll + pull * np.square(v[1:]).sum() / 2, np.array(gradient)
-
-    begin = np.zeros(1 + outputs.shape[1])
-    limits = [(-3.0, 4.0), *[(-5.0, 5.0)] * outputs.shape[1]]
-    found = minimize(loss, begin, jac=True, bounds=limits, method="L-BFGS-B").x
-    return float(np.exp(found[0])), found[1:]

@@ -11,6 +11,7 @@ from sklearn.linear_model import Ridge
 from calm_jax import config, pooled_decoder, pooled_ridge
 from calm_jax.decoding_scores import continuous
 from calm_jax.errors import ConfigError, RecordingError
+from calm_jax.pooled_calibration import numbers
 from calm_jax.pooled_decoder import PooledDecoder
 from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.parts import Channel
@@ -147,3 +148,18 @@ def test_what_cannot_be_fitted_is_one_line():
         made.fit()
     with pytest.raises(ConfigError, match="closed form"):
         pooled_decoder.settled(dataclasses.replace(settings, fine_tune=True))
+
+
+def test_numbers_are_shifted_where_both_halves_agree():
+    rng = np.random.default_rng(3)
+    y = rng.normal(size=400)
+    p = 2 * y + rng.normal(size=400)
+    assert numbers(p, y) == pytest.approx((p @ y / (p @ p), 0.0))
+    # One offset throughout: a least-squares line.
+    slope, level = np.polyfit(p - 3, y, 1)
+    assert numbers(p - 3, y) == pytest.approx((slope, level))
+    # Offsets that cancel, or too few frames, are not taken for one.
+    both = p + np.where(np.arange(400) < 200, 4.0, -4.0)
+    assert numbers(both, y)[1] == 0 and numbers(p[:15] - 3, y[:15])[1] == 0
+    # What points the other way is left out, what is too small is not blown up.
+    assert numbers(-p, y)[0] == 0 and numbers(y / 10, y)[0] == 1
