@@ -296,19 +296,19 @@ def test_a_recording_of_the_run_that_was_cut_is_refused(home, tmp_path, capsys):
 
 
 def test_held_out_sessions_take_the_mean_embeddings(home, tmp_path):
-    from calm_jax import decoding
+    from calm_jax import decoding_data
 
     run = make_run(tmp_path / "run", home / "data", ("s1",))
-    given = decoding.recordings(runs.load(run), home / "data")
+    given = decoding_data.recordings(runs.load(run), home / "data")
     assert given.table[0][1] == 0 and given.table[1][1] == -1
     assert (given.table[1][0] == -1).all() and (given.table[0][0] >= 0).all()
 
 
 def test_the_first_minutes_of_labels(home):
-    from calm_jax import decoding
+    from calm_jax import decoding_data
 
-    given = decoding.recordings(runs.load(home / "run"), home / "data")
-    made = decoding.limited(given.prepared.splits, given.sessions, 0.5)
+    given = decoding_data.recordings(runs.load(home / "run"), home / "data")
+    made = decoding_data.limited(given.prepared.splits, given.sessions, 0.5)
     assert made.parts[0]["train"].tolist() == [[0, 300]]
     assert (made.parts[0]["test"] == given.prepared.splits.parts[0]["test"]).all()
     assert dataclasses.replace(made, parts=given.prepared.splits.parts).hash

@@ -17,7 +17,7 @@ from calm_jax.analyses import dynamics, geometry, interpretability, representati
 from calm_jax.analyses.material import Material, Settings
 from calm_jax.analyses.names import NAMES
 from calm_jax.analyses.result import FOLDER, AnalysisRow, Result, load, merged, save, write_rows
-from calm_jax.decoding import recordings
+from calm_jax.decoding_data import recordings
 from calm_jax.errors import CalmError, ConfigError
 
 # Name -> what it does with the material, its own empty result, and those made before it.

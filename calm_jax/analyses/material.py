@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from calm_jax.baselines import windows as W
-from calm_jax.decoding import Recordings
+from calm_jax.decoding_data import Recordings
 from calm_jax.errors import AnalysisError
 from calm_jax.models.forecaster import Context, forecast
 from calm_jax.recordings.batches import bucket
