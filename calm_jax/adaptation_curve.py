@@ -6,7 +6,6 @@ same windows of the test part in the same unit.
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +28,8 @@ from calm_jax import (
 from calm_jax.adaptation_data import Given, InUnits, given, label_of
 from calm_jax.baselines import shared_linear
 from calm_jax.baselines.windows import Forecaster
-from calm_jax.errors import CalmError, ConfigError, RecordingError, RunError
+from calm_jax.errors import CalmError, RecordingError, RunError
+from calm_jax.minutes import parse_minutes
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.build import build
@@ -41,30 +41,6 @@ from calm_jax.runs import Trained
 
 _BATCH = 16  # windows per call of a forecaster
 OTHERS = "shared_linear_others"
-
-
-def parse_minutes(words: Sequence[str]) -> list[float | None]:
-    """`1 2.5 all` -> [1.0, 2.5, None], each once, all last.
-
-    Raises:
-      ConfigError: for what is neither a positive number nor `all`.
-    """
-    out: list[float | None] = []
-    for word in words:
-        try:
-            value = None if word == "all" else float(word)
-            if value is not None and not (0 < value < 1e6):
-                raise ValueError
-        except ValueError:
-            raise ConfigError(
-                "not a number of minutes",
-                where="--minutes",
-                found=repr(word),
-                expected="positive numbers, or all",
-            ) from None
-        if value not in out:
-            out.append(value)
-    return sorted(out, key=lambda m: math.inf if m is None else m)
 
 
 def curve(

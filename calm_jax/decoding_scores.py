@@ -184,7 +184,7 @@ def print_summary(
             names = (f"{main}_null_low", f"{main}_null_high")
             low, high = (summary(own, target.name, method, m)[0] for m in names)
             null = "-" if math.isnan(low) else f"{low:.2f} to {high:.2f}"
-            cells = [_cell(*summary(own, target.name, method, m)) for m in metrics]
+            cells = [cell(*summary(own, target.name, method, m)) for m in metrics]
             table.add_row(method, *cells, null)
         console.print(table)
     console.print(
@@ -193,7 +193,7 @@ def print_summary(
     )
 
 
-def _cell(mean: float, animals: float, seeds: float) -> str:
+def cell(mean: float, animals: float, seeds: float) -> str:
     if math.isnan(mean):
         return "-"
     spread = "; ".join(f"{x:.2f}" for x in (animals, seeds) if not math.isnan(x))

@@ -13,7 +13,7 @@ from hypothesis import given as example
 from hypothesis import settings
 from hypothesis import strategies as st
 
-from calm_jax import adaptation, adaptation_curve, cli, linear_adaptation, rows, runs
+from calm_jax import adaptation, adaptation_curve, cli, linear_adaptation, minutes, rows, runs
 from calm_jax import config as configs
 from calm_jax.adaptation_data import InUnits, given
 from calm_jax.errors import ConfigError, RecordingError
@@ -162,11 +162,11 @@ def test_trials_are_taken_whole_and_in_time(count, length, minutes, seed):
 @pytest.mark.parametrize("word", ["0", "-1", "nan", "inf", "two", "1e9"])
 def test_words_that_are_no_minutes(word):
     with pytest.raises(ConfigError, match="--minutes"):
-        adaptation_curve.parse_minutes(["1", word])
+        minutes.parse_minutes(["1", word])
 
 
 def test_minutes_in_order():
-    assert adaptation_curve.parse_minutes(["all", "5", "1", "5"]) == [1.0, 5.0, None]
+    assert minutes.parse_minutes(["all", "5", "1", "5"]) == [1.0, 5.0, None]
 
 
 def test_units_are_those_of_the_minutes_inside_and_of_the_test_outside():

@@ -312,3 +312,49 @@ def test_the_first_minutes_of_labels(home):
     assert made.parts[0]["train"].tolist() == [[0, 300]]
     assert (made.parts[0]["test"] == given.prepared.splits.parts[0]["test"]).all()
     assert dataclasses.replace(made, parts=given.prepared.splits.parts).hash
+
+
+def test_a_curve_against_minutes_of_labels(home, found, new, tmp_path, capsys):
+    """Handed on and anew, with the same minutes; the same numbers as one decoding has."""
+    saved = home / "run" / "decoders" / "decoder"
+    words = ["--target", "speed", "state", "noise", "--from", str(saved), "--rows-only"]
+    words += ["--minutes", "all", "0.25", "9", *"--seeds 1 --steps 3 --name curve".split()]
+    out = tmp_path / "curve.json"
+    decode(home, *words, "--json", str(out), "--figure", str(tmp_path / "curve"), data=new)
+    said = capsys.readouterr()
+    assert "as much as all; left out" in said.err and "0.25 min" in said.out
+    rows = json.loads(out.read_text())
+    assert set(rows[0]) == FIELDS | {"minutes", "given"}
+    assert {(r["given"], r["minutes"]) for r in rows} == {("0.25 min", 0.25), ("all", 336 / 600)}
+    methods = {r["method"] for r in rows}
+    assert {"calm_pooled", "calm_pooled_handed_on", "ridge", "logistic", "tcn"} <= methods
+    assert (tmp_path / "curve.png").stat().st_size > 10_000
+    few = [r for r in rows if r["given"] == "0.25 min"]
+    # Four neurons' worth of frames and nine neurons: what is handed on is what is missing.
+    assert value(few, "speed", "calm_pooled_handed_on", "r2", seed=None) > 0.8
+    for label, name in (("0.25 min", "curve_0.25min"), ("all", "curve_all")):
+        alone = json.loads((home / "run" / "decoders" / name / "rows.json").read_text())
+        here = [r for r in rows if r["given"] == label]
+        assert value(alone, "speed", "calm_pooled", "r2", seed=None) == value(
+            here, "speed", "calm_pooled_handed_on", "r2", seed=None
+        )
+    again = [w for w in words if w not in ("0.25", "9")]
+    decode(home, *again, "--no-baselines", data=new)
+    whole = json.loads((saved.parent / "curve" / "rows.json").read_text())
+    here = [r for r in rows if r["given"] == "all"]
+    assert value(whole, "speed", "calm_pooled", "r2", seed=None) == pytest.approx(
+        value(here, "speed", "calm_pooled_handed_on", "r2", seed=None), abs=1e-6
+    )
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--minutes", "two"], "not a number of minutes"),
+        (["--minutes", "0"], "not a number of minutes"),
+        (["--minutes", "1", "--figure", "x"], "several numbers of minutes"),
+    ],
+)
+def test_minutes_that_cannot_be_used(home, capsys, words, expected):
+    decode(home, "--target", "speed", *words, code=2)
+    assert expected in capsys.readouterr().err

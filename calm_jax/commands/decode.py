@@ -52,7 +52,14 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--rows-only", action="store_true", help="with --from: train the rows of neurons alone"
     )
-    p.add_argument("--minutes", type=float, help="labels of the first minutes of training only")
+    p.add_argument(
+        "--minutes",
+        nargs="+",
+        default=[],
+        metavar="M",
+        help="labels of the first minutes of training only; several, such as 1 2 5 all: a curve",
+    )
+    p.add_argument("--figure", type=Path, help="of the curve (.png and .svg)")
     p.add_argument("--unbalanced", action="store_true", help="classes weigh by their frequency")
     p.add_argument("--seeds", type=int, default=3, help="default: 3")
     p.add_argument(
@@ -84,7 +91,7 @@ def settings_of(known: argparse.Namespace) -> Decoding:
       ConfigError: for a number out of its range.
     """
     least = {"rank": 1, "seeds": 1, "steps": 1, "learning_rate": 0, "weight_decay": 0}
-    least |= {"dropout": 0, "look_ahead": 0, "minutes": 0}
+    least |= {"dropout": 0, "look_ahead": 0}
     for name, low in least.items():
         value = getattr(known, name)
         if value is not None and not low <= value < float("inf"):
@@ -109,7 +116,6 @@ def settings_of(known: argparse.Namespace) -> Decoding:
         fine_tune=known.fine_tune,
         rows_only=known.rows_only,
         balanced=not known.unbalanced,
-        minutes=known.minutes,
         training=dataclasses.replace(
             d.training,
             steps=known.steps,
@@ -129,20 +135,37 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
             where="calm-jax decode",
             remedy="Those of the run are read as in its experiment.",
         )
+    from calm_jax.minutes import parse_minutes
+
+    minutes = parse_minutes(known.minutes)
+    if known.figure is not None and len(minutes) < 2:
+        raise ConfigError(
+            "a figure is drawn of a curve",
+            where="--figure",
+            remedy="Name several numbers of minutes, such as --minutes 1 2 5 all.",
+        )
     flags.start_jax()
+    how = {
+        "data": known.data,
+        "classify": known.classify,
+        "look_ahead": known.look_ahead,
+        "seeds": known.seeds,
+        "baselines": not known.no_baselines,
+        "start": known.start,
+        "name": known.name,
+        "options": known.read,
+        "out": known.out,
+    }
+    if len(minutes) > 1:
+        from calm_jax import decoding_curve
+
+        decoding_curve.curve(
+            known.run, known.target, minutes=known.minutes, settings=settings,
+            figure_out=known.figure, **how,
+        )  # fmt: skip
+        return
     from calm_jax import decoding
 
-    decoding.decode(
-        known.run,
-        known.target,
-        data=known.data,
-        classify=known.classify,
-        settings=settings,
-        look_ahead=known.look_ahead,
-        seeds=known.seeds,
-        baselines=not known.no_baselines,
-        start=known.start,
-        name=known.name,
-        options=known.read,
-        out=known.out,
-    )
+    if minutes:
+        settings = dataclasses.replace(settings, minutes=minutes[0])
+    decoding.decode(known.run, known.target, settings=settings, **how)
