@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from calm_jax import compilation, config
 from calm_jax.errors import WeightsError
-from calm_jax.estimators import inputs, labels
+from calm_jax.estimators import inputs, labels, pooled
 from calm_jax.estimators.base import CalMEstimator
 from calm_jax.estimators.inputs import InputError
 from calm_jax.models.decoder import Head, decode_frames, decode_steps
@@ -46,10 +46,11 @@ class CalMDecoder(CalMEstimator):
         validation, folder, random_state, verbose: as of `CalMForecaster`.
       classify: y holds labels (True) or numbers (False); None: numbers are floats, labels are
         integers, booleans and text.
-      head: "gated" or "linear". rank: of the head, per output.
+      head: "pooled", ridge regressions with a prior shared by all neurons and recordings (docs/
+        decoding.md), solved in closed form; "gated" or "linear", trained. rank: per output.
       look_ahead: frames after t that the decoder of frame t may read; 0 is causal.
-      decoder_steps, learning_rate: of the training of the head; it ends early when the
-        validation frames stop improving. balanced: classes weigh the same.
+      decoder_steps, learning_rate: of the training of a gated or linear head; it ends early
+        when the validation frames stop improving. balanced: classes weigh the same.
 
     Attributes after `fit`, beside those of the others:
       classes_: the labels, sorted; a list of them where y has several columns. Absent for numbers.
@@ -70,7 +71,7 @@ class CalMDecoder(CalMEstimator):
         context: int = 48,
         horizon: int = 16,
         classify: bool | None = None,
-        head: str = "gated",
+        head: str = "pooled",
         rank: int = 16,
         look_ahead: int = 0,
         decoder_steps: int = 400,
@@ -214,9 +215,12 @@ class CalMDecoder(CalMEstimator):
         Raises:
           InputError: for one out of its range.
         """
-        if self.head not in ("gated", "linear"):
+        if self.head not in ("pooled", "gated", "linear"):
             raise InputError(
-                "no such head", where="head", found=repr(self.head), expected="gated, linear"
+                "no such head",
+                where="head",
+                found=repr(self.head),
+                expected="pooled, gated, linear",
             )
         for name, low in (("rank", 1), ("look_ahead", 0), ("decoder_steps", 1)):
             value = getattr(self, name)
@@ -240,7 +244,7 @@ class CalMDecoder(CalMEstimator):
             rank=int(self.rank),
             look_ahead=int(self.look_ahead),
             every_frame=True,
-            traces=True,
+            traces=self.head != "pooled",  # which reads them itself
             balanced=bool(self.balanced),
             training=training,
         )
@@ -255,15 +259,18 @@ class CalMDecoder(CalMEstimator):
         return np.cumsum([0] + [len(k.neurons) for k in self.recordings_])
 
     def _trained_head(self, sessions: list, targets: list) -> dict[str, np.ndarray]:
-        """The parameters of the head by path, trained by the one loop."""
+        """The parameters of the head by path, solved or trained by the one loop."""
         s, everyone = self._settings(), range(len(sessions))
+        self._check_labels(targets)
+        if self.head == "pooled":
+            with compilation.effort("quick"):
+                return pooled.fit(self, sessions, targets, s, self._offset())
         data = Populations(
             self.split_,
             self._reader(sessions, everyone, s),
             self._offset(),
             tuple(self._table(i) for i in everyone),
         )
-        self._check_labels(targets)
         assert network_size(targets) == sum(size for size, _, _ in self.targets_)
         with compilation.effort("quick"), self._folder("decoder") as folder:
             task = Behavior(self._network(), data, targets, s, seed=self.seed_)
@@ -273,7 +280,8 @@ class CalMDecoder(CalMEstimator):
         return {k: np.asarray(v) for k, v in named(found.params).items()}
 
     def _check_labels(self, targets: list) -> None:
-        """Every target needs labels to train on, and some target some to be validated on."""
+        """Every target needs labels to train on, and some target some to be validated on;
+        the pooled head chooses for every target on its own."""
         for part in ("train", "valid"):
             there = [
                 any(
@@ -283,7 +291,8 @@ class CalMDecoder(CalMEstimator):
                 )
                 for t in targets
             ]
-            if not (all(there) if part == "train" else any(there)):
+            every = part == "train" or self.head == "pooled"
+            if not (all(there) if every else any(there)):
                 raise InputError(
                     f"no value in the {'training' if part == 'train' else 'validation'} frames",
                     where=f"y, column {there.index(False)}",
@@ -293,6 +302,9 @@ class CalMDecoder(CalMEstimator):
     def _outputs(self, X: Any) -> tuple[list[np.ndarray], list[int]]:
         """(T, outputs) of every recording in X, and which fitted ones they are."""
         sessions, places = self._given(X)
+        if self.head == "pooled":
+            made = pooled.outputs(self, sessions, places, self._settings(), self._offset())
+            return made, places
         network = self._network()
         blank, _ = jax.eval_shape(network.init, jax.random.key(0))
         head = network.head(with_leaves(blank, self.head_))
@@ -327,6 +339,11 @@ class CalMDecoder(CalMEstimator):
             sets = [np.array(c["labels"], np.dtype(c["kind"])) for c in about["classes"]]
             self.classes_ = sets[0] if self._flat else sets
         self.head_ = {k.removeprefix("head/"): v for k, v in arrays.items() if k[:5] == "head/"}
+        if self.head == "pooled":
+            sizes = [size for size, _, _ in self.targets_]
+            width = self.trained_.model.transformer.config.width
+            pooled.check(self.head_, sizes, self._offset(), width)
+            return
         blank, _ = jax.eval_shape(self._network().init, jax.random.key(0))
         for name, shape in named(blank).items():
             found = self.head_.get(name)

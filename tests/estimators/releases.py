@@ -67,7 +67,9 @@ def main() -> None:
     for name, estimator in made.items():
         estimator.save(place / name)
         expected[name] = np.asarray(found(estimator), np.float32)
-    labels = CalMDecoder(run=run, decoder_steps=80, rank=4, learning_rate=0.02, random_state=0)
+    labels = CalMDecoder(
+        run=run, head="gated", decoder_steps=80, rank=4, learning_rate=0.02, random_state=0
+    )
     labels.fit(x[:300], np.where(y[:, 0] > 0, "run", "rest")).save(place / "labels")
     expected["labels"] = labels.predict_proba(x[300:]).astype(np.float32)
     np.savez(place / "expected.npz", **expected)

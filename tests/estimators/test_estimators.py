@@ -113,14 +113,17 @@ def test_features_of_a_frame_read_nothing_after_it(run, components):
 
 def test_fitting_twice_gives_the_same(run):
     x, y = traces(), behavior(traces())
-    d = CalMDecoder(run=run, decoder_steps=4, rank=2, random_state=3)
-    first, again = d.fit(x, y).predict(x), clone(d).fit(x, y).predict(x)
-    np.testing.assert_array_equal(first, again)
-    other = clone(d).set_params(random_state=4).fit(x, y).predict(x)
-    assert not np.array_equal(first, other)
+    for head in ("gated", "pooled"):
+        d = CalMDecoder(run=run, head=head, decoder_steps=4, rank=2, random_state=3)
+        first, again = d.fit(x, y).predict(x), clone(d).fit(x, y).predict(x)
+        np.testing.assert_array_equal(first, again)
+        other = clone(d).set_params(random_state=4).fit(x, y).predict(x)
+        # The pooled head is solved: nothing in it is drawn.
+        assert np.array_equal(first, other) == (head == "pooled")
 
 
-def test_several_recordings_missing_values_and_trials(run):
+@pytest.mark.parametrize("head", ["pooled", "gated"])
+def test_several_recordings_missing_values_and_trials(run, head, tmp_path):
     a, b = traces(seed=1), traces(300, 4, seed=2)
     a[:30, 2] = np.nan
     trials = Trials(np.array([0, 60, 130, 210]), np.array([60, 120, 200, 280]))
@@ -129,8 +132,12 @@ def test_several_recordings_missing_values_and_trials(run):
     second = second.replace(trials=trials)
     ya, yb = behavior(np.nan_to_num(a))[:, 0], behavior(b)[:, 0]
     ya[50:90] = np.nan
-    d = CalMDecoder(run=run, decoder_steps=30, rank=4, learning_rate=0.02, random_state=0)
+    d = CalMDecoder(
+        run=run, head=head, decoder_steps=30, rank=4, learning_rate=0.02, random_state=0
+    )
     d.fit([first, second], [ya, yb])
+    if head == "pooled":
+        assert d.score([first, second], [ya, yb]) > 0.9
     assert d.n_features_in_ is None and len(d.recordings_) == 2
     one, two = d.predict([first, second])
     assert one.shape == (400,) and two.shape == (300,)
@@ -138,6 +145,8 @@ def test_several_recordings_missing_values_and_trials(run):
     known = np.isfinite(ya)
     wanted = r2_score(np.concatenate([ya[known], yb]), np.concatenate([one[known], two]))
     assert d.score([first, second], [ya, yb]) == pytest.approx(wanted)
+    d.save(tmp_path / "saved")
+    np.testing.assert_allclose(CalMDecoder.load(tmp_path / "saved").predict(second), two, rtol=1e-5)
     # A trial's edge is not crossed: what comes before it does not matter.
     changed = second.replace(traces=np.where(np.arange(300)[:, None] < 130, 9, b))
     np.testing.assert_allclose(d.predict(changed)[130:], two[130:], rtol=1e-5, atol=1e-5)
