@@ -15,6 +15,7 @@ from rich.console import Console
 from calm_jax import config, pooled_decoder, runs, weights
 from calm_jax import decoding_scores as scores
 from calm_jax.baselines.behavior import linear
+from calm_jax.baselines.behavior.poyo import PoyoDecoding
 from calm_jax.baselines.behavior.tcn import TCNNetwork
 from calm_jax.decoding_data import Read, Recordings, beginnings, limited, recordings
 from calm_jax.decoding_files import Saved, neuron_rows, save
@@ -105,6 +106,7 @@ def decode(
     look_ahead: float | None = None,
     seeds: int = 3,
     baselines: bool = True,
+    poyo: bool = False,
     start: Path | None = None,
     name: str = "decoder",
     options: Sequence[str] = (),
@@ -118,7 +120,7 @@ def decode(
       targets: behaviour channels, or `trial/<column>`. classify: those to be classes.
       look_ahead: seconds after t that the decoder of frame t may read, in place of
         `settings.look_ahead`; at most so many whole frames.
-      seeds: decoders trained. baselines: beside them.
+      seeds: decoders trained. baselines: beside them. poyo: the POYO+ read-out too.
       start: a saved decoder to begin with; its settings count where they make its shape.
       name: of the folder below `decoders/` of the run that the decoders are saved in.
 
@@ -131,7 +133,7 @@ def decode(
         options=options, say=say,
     )  # fmt: skip
     found, wanted = decoded(
-        setup, targets, classify, seeds=seeds, baselines=baselines, name=name, say=say
+        setup, targets, classify, seeds=seeds, baselines=baselines, poyo=poyo, name=name, say=say
     )
     if out is not None:
         scores.write(found, out)
@@ -153,6 +155,7 @@ def decoded(
     *,
     seeds: int,
     baselines: bool,
+    poyo: bool = False,
     name: str,
     say: Say,
 ) -> tuple[list[DecodingRow], tuple[Target, ...]]:
@@ -193,12 +196,17 @@ def decoded(
         for seed in range(seeds):
             state, task = problem.train(tcn, traces, seed, home, None)
             problem.score("tcn", _predictor(task, state), seed)
+    if poyo:
+        for seed in range(seeds):
+            state, task = problem.poyo(seed, home)
+            problem.score("poyo", _predictor(task, state), seed)
+            say(f"poyo, seed {seed}: step {state.step} of {settings.training.steps}")
     found = rows.finish()
     scores.write(found, home / "rows.json")
     return found, wanted
 
 
-def _predictor(task: Behavior, state: Any) -> Callable[[int, int, int], np.ndarray]:
+def _predictor(task: Behavior | PoyoDecoding, state: Any) -> Callable[[int, int, int], np.ndarray]:
     return lambda i, a, b: task.predict(state.params, state.extra, i, a, b)
 
 
@@ -254,11 +262,23 @@ class _Problem:
         else:
             s = dataclasses.replace(s, rows_only=False)
         task = Behavior(network, data, self.targets, s, seed=seed, start=start)
-        training = dataclasses.replace(s.training, batch=task.rows)
+        return self._trained(task, s.training, seed, home)
+
+    def poyo(self, seed: int, home: Path) -> tuple[Any, PoyoDecoding]:
+        """The trained POYO+ read-out and its task."""
+        task = PoyoDecoding(
+            self._traces, self.splits, self.offset, self.targets, self.settings, seed=seed
+        )
+        return self._trained(task, task.training, seed, home)
+
+    def _trained(
+        self, task: Any, training: config.Training, seed: int, home: Path
+    ) -> tuple[Any, Any]:
+        training = dataclasses.replace(training, batch=task.rows)
         home.mkdir(parents=True, exist_ok=True)
         place = Path(tempfile.mkdtemp(prefix=".training-", dir=home))
         try:
-            steps = s.training.steps
+            steps = training.steps
             return train(task, training, place, seed=seed, steps=steps, log=Log.silent()), task
         finally:
             shutil.rmtree(place, ignore_errors=True)

@@ -49,6 +49,7 @@ def curve(
     look_ahead: float | None = None,
     seeds: int = 3,
     baselines: bool = True,
+    poyo: bool = False,
     start: Path | None = None,
     name: str = "decoder",
     options: Sequence[str] = (),
@@ -96,7 +97,7 @@ def curve(
             made += [{**r, "method": f"{r['method']}_handed_on"} for r in rows]
             own, what = anew, f"{what}_anew"
         rows, known = decoded(
-            own, targets, classify, seeds=seeds, baselines=baselines, name=what, say=say
+            own, targets, classify, seeds=seeds, baselines=baselines, poyo=poyo, name=what, say=say
         )
         found += [CurveRow(**r, minutes=given, given=label) for r in [*made, *rows]]
     if out is not None:

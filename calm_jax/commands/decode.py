@@ -78,6 +78,9 @@ def add(p: argparse.ArgumentParser) -> None:
         help=f"default: {d.training.weight_decay}",
     )
     p.add_argument("--dropout", type=float, default=d.dropout, help=f"default: {d.dropout}")
+    p.add_argument(
+        "--poyo", action="store_true", help="the POYO+ read-out beside it, minutes of training"
+    )
     p.add_argument("--no-baselines", action="store_true", help="our decoder alone")
     p.add_argument("--name", default="decoder", help="saved as RUN/decoders/NAME; default: decoder")
     p.add_argument("--json", type=Path, dest="out", help="write the rows to this file")
@@ -151,6 +154,7 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
         "look_ahead": known.look_ahead,
         "seeds": known.seeds,
         "baselines": not known.no_baselines,
+        "poyo": known.poyo,
         "start": known.start,
         "name": known.name,
         "options": known.read,

@@ -111,23 +111,10 @@ class Behavior:
         self._windows = Windows(ranges, self.frames, seed)
         self._starts = {i: np.sort(ranges[ranges[:, 0] == i, 1]) for i in populations.sessions}
         self._stops = {(int(i), int(a)): int(b) for i, a, b in ranges}
-        self._weights = [self._class_weights(t) for t in self.targets]
+        self._weights = [class_weights(t, splits, settings.balanced) for t in self.targets]
         self._valid = splits.ranges("valid", populations.sessions)
         self._steps = jax.jit(lambda p, e, b: network.steps(p, e, b, None))
         self._frames = jax.jit(network.frames)
-
-    def _class_weights(self, target: Target) -> np.ndarray | None:
-        """(C,) one over the share of each class in the training frames, or ones."""
-        if target.classes is None:
-            return None
-        count = np.zeros(len(target.classes))
-        for i, a, b in self.data.splits.ranges("train", self.data.sessions):
-            k = target.known[i][a:b]
-            count += np.bincount(target.values[i][a:b][k].astype(int), minlength=count.size)
-        if not self.settings.balanced:
-            return np.ones(count.size, np.float32)
-        share = count / count.sum() * (count > 0).sum()
-        return np.where(count > 0, 1 / np.maximum(share, 1e-9), 0).astype(np.float32)
 
     # -- parameters ----------------------------------------------------------------
 
@@ -265,3 +252,18 @@ def network_size(targets: Sequence[Target]) -> int:
     """Outputs of all targets together."""
     return sum(t.outputs for t in targets)
 
+
+def class_weights(target: Target, splits: Splits, balanced: bool) -> np.ndarray | None:
+    """(C,) one over the share of each class in the training frames, mean one over frames;
+    ones where classes are to weigh by their frequency, None for numbers."""
+    if target.classes is None:
+        return None
+    count = np.zeros(len(target.classes))
+    for i, parts in enumerate(splits.parts):
+        for a, b in parts["train"].tolist():
+            k = target.known[i][a:b]
+            count += np.bincount(target.values[i][a:b][k].astype(int), minlength=count.size)
+    if not balanced:
+        return np.ones(count.size, np.float32)
+    share = count / count.sum() * (count > 0).sum()
+    return np.where(count > 0, 1 / np.maximum(share, 1e-9), 0).astype(np.float32)
