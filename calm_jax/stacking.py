@@ -32,7 +32,7 @@ from calm_jax.baselines.windows import Forecaster
 from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.recordings.batches import Prepared
-from calm_jax.uncertainty import fitted_file
+from calm_jax.runs import fitted_file
 
 FILE = "evaluation/stack.npz"
 NETWORK = "network"

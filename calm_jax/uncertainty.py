@@ -20,20 +20,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calm_jax import config
+from calm_jax import config, runs
 from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.calibration import LEVELS
-from calm_jax.errors import ConfigError, RecordingError, RunError
+from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.recordings.batches import Prepared
-from calm_jax.recordings.formats.interchange import DAMAGE
 
 GRID = np.arange(1, 200) / 200  # levels of the tables: 0.005 to 0.995
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
@@ -361,33 +360,13 @@ def save(path: Path, fitted: Mapping[str, Residuals]) -> None:
         np.savez(file, **arrays)
 
 
-def fitted_file(path: Path, parse: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """What `parse` makes of a file of an evaluation; None when there is no such file.
-
-    Raises:
-      RunError: when the file is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return parse({k: file[k] for k in file.files})
-    except FileNotFoundError:
-        return None
-    except DAMAGE as e:
-        raise RunError(
-            "the file is damaged",
-            where=path,
-            found=str(e),
-            remedy="Remove it; `calm-jax evaluate RUN` makes it again.",
-        ) from e
-
-
 def load(path: Path) -> dict[str, Residuals] | None:
     """What `save` wrote, by protocol; None when there is no such file.
 
     Raises:
       RunError: when the file is damaged.
     """
-    return fitted_file(path, _every)
+    return runs.fitted_file(path, _every)
 
 
 def _every(a: Mapping[str, np.ndarray]) -> dict[str, Residuals]:
