@@ -6,6 +6,7 @@ Both make the same training step (forward, cross-entropy, backward, LAMB) on the
 8 windows of 1,500 tokens, single-session size (width 64, 6 blocks, 2 cross and 8 self heads,
 16 latents every 1/8 s). They run in processes of their own and take turns, a few steps each,
 so that both meet the same load of the machine; told are medians and the ratio of pairs.
+Our memory is kept on large pages, as `calm-jax pretrain` does.
 
 The peer needs PyTorch and torch_brain 0.1.2 in an environment of its own:
 `pip install torch torch_brain==0.1.2`. Without `--peer-python` we run alone.
@@ -47,11 +48,13 @@ def ours(dropout: bool):
     import optax
     from flax import nnx
 
+    from calm_jax.allocator import prefer_large_pages
     from calm_jax.models import population_encoder as encoders
     from calm_jax.recordings import population_tokens as tokens
     from calm_jax.training.lamb import lamb, sparse_path
     from calm_jax.training.state import named, with_leaves
 
+    prefer_large_pages()
     config, made = encoders.EncoderConfig(**SIZES), batch()
     heads = {"grating": (1, CLASSES)}
     model = encoders.init(config, jax.random.key(0), units=UNITS, sessions=1, heads=heads)

@@ -16,6 +16,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from calm_jax.layers import columns
 from calm_jax.layers.basic import dropout, linear
 
 
@@ -75,6 +76,53 @@ def attend(
     return y.reshape(*y.shape[:2], -1)
 
 
+def by_columns() -> bool:
+    """Whether to compute with features outside, tokens inside: on CPUs."""
+    return jax.default_backend() == "cpu"
+
+
+def _turned(x: Array) -> Array:
+    """(B, S, W) -> (W, B, S)."""
+    return jnp.moveaxis(x, -1, 0)
+
+
+def _turned_back(x: Array) -> Array:
+    return jnp.moveaxis(x, 0, -1)
+
+
+def _norm(norm: Norm, x: Array) -> Array:
+    return columns.norm(
+        x.astype(norm.dtype), norm.scale[...], norm.bias[...], _wide(norm.dtype)
+    )
+
+
+def _linear(layer: nnx.Linear, x: Array) -> Array:
+    bias = None if layer.bias is None else layer.bias[...].astype(x.dtype)
+    return columns.linear(layer.kernel[...].astype(x.dtype), bias, x)
+
+
+def _split(x: Array, heads: int) -> Array:
+    return x.reshape(heads, -1, *x.shape[1:])
+
+
+def _attend(
+    q: Array, k: Array, v: Array, mask: Array | None, rate: float, key: Array | None
+) -> Array:
+    """(heads, h, 1 or B, Q), (heads, h, B, K) -> (heads, h, B, Q)."""
+    q = q * q.shape[1] ** -0.5
+    inner = lambda a: jnp.swapaxes(a, 1, 2)
+    if q.shape[2] == 1 and k.shape[2] > 1:
+        q = q[:, :, 0]
+    else:
+        q, k = inner(q), inner(k)
+    keep = None
+    if key is not None and rate > 0:
+        keep = columns.kept(key, (k.shape[0], v.shape[2], k.shape[-1], q.shape[-1]), rate)
+    else:
+        rate = 0.0
+    return inner(columns.attend(q, k, inner(v), mask, keep, rate))
+
+
 class RotaryCrossAttention(nnx.Module):
     """Attention from x (B, Q, width) to context (B, K, context width) -> (B, Q, width).
 
@@ -116,18 +164,41 @@ class RotaryCrossAttention(nnx.Module):
         mask: Array | None = None,
         key: Array | None = None,
     ) -> Array:
-        """Args: code of x, context_code, (..., 2, P); mask (B, K), True = may be seen."""
+        """Args: code of x, context_code, (..., 2, P); mask (B, K), True = may be seen.
+
+        x may be (1, Q, width), the same for all of the batch.
+        """
+        if by_columns():
+            return self._columns(x, context, code, context_code, mask, key)
         split = lambda a: a.reshape(*a.shape[:-1], self.heads, -1)
         q = split(self.query(self.norm(x)))
         k, v = jnp.split(self.key_value(self.norm_context(context)), 2, axis=-1)
         k, v = split(k), split(v)
         q, k = rotate(q, code), rotate(k, context_code)
+        q = jnp.broadcast_to(q, (k.shape[0], *q.shape[1:]))
         if self.rotate_values:
             v = rotate(v, context_code)
         y = attend(q, k, v, mask, self.rate, key)
         if self.rotate_values:
             y = rotate(split(y), code, back=True).reshape(y.shape)
         return self.out(y)
+
+    def _columns(self, x, context, code, context_code, mask, key):
+        code, context_code = columns.columns_of(code), columns.columns_of(context_code)
+        q = _split(_linear(self.query, _norm(self.norm, _turned(x))), self.heads)
+        context = _norm(self.norm_context, _turned(context))
+        kernel = self.key_value.kernel[...].astype(context.dtype)
+        k, v = (
+            _split(columns.linear(part, None, context), self.heads)
+            for part in jnp.split(kernel, 2, axis=1)
+        )
+        q, k = columns.turn(q, code), columns.turn(k, context_code)
+        if self.rotate_values:
+            v = columns.turn(v, context_code)
+        y = _attend(q, k, v, mask, self.rate, key)
+        if self.rotate_values:
+            y = columns.turn(y, code, back=True)
+        return _turned_back(_linear(self.out, y.reshape(-1, *y.shape[2:])))
 
 
 class RotarySelfAttention(nnx.Module):
@@ -154,6 +225,8 @@ class RotarySelfAttention(nnx.Module):
 
     def __call__(self, x: Array, code: Array, key: Array | None = None) -> Array:
         """Args: code (..., 2, P)."""
+        if by_columns():
+            return self._columns(x, code, key)
         split = lambda a: a.reshape(*a.shape[:-1], self.heads, -1)
         q, k, v = map(split, jnp.split(self.query_key_value(self.norm(x)), 3, axis=-1))
         q, k = rotate(q, code), rotate(k, code)
@@ -163,6 +236,23 @@ class RotarySelfAttention(nnx.Module):
         if self.rotate_values:
             y = rotate(split(y), code, back=True).reshape(y.shape)
         return self.out(y)
+
+    def _columns(self, x, code, key):
+        code = columns.columns_of(code)
+        x = _norm(self.norm, _turned(x))
+        kernel = self.query_key_value.kernel[...].astype(x.dtype)
+        # Three products, not one: the gradients need not be put together.
+        q, k, v = (
+            _split(columns.linear(part, None, x), self.heads)
+            for part in jnp.split(kernel, 3, axis=1)
+        )
+        q, k = columns.turn(q, code), columns.turn(k, code)
+        if self.rotate_values:
+            v = columns.turn(v, code)
+        y = _attend(q, k, v, None, self.rate, key)
+        if self.rotate_values:
+            y = columns.turn(y, code, back=True)
+        return _turned_back(_linear(self.out, y.reshape(-1, *y.shape[2:])))
 
 
 class GatedForward(nnx.Module):
@@ -185,6 +275,10 @@ class GatedForward(nnx.Module):
         self.rate = dropout
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
+        if by_columns():
+            h = _linear(self.up, _norm(self.norm, _turned(x)))
+            h = columns.gated(*jnp.split(h, 2))
+            return _turned_back(_linear(self.down, columns.dropout(h, self.rate, key)))
         value, gate = jnp.split(self.up(self.norm(x)), 2, axis=-1)
         h = value * jax.nn.gelu(gate, approximate=False)
         return self.down(dropout(h, self.rate, key))

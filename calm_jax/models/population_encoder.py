@@ -260,7 +260,7 @@ def encode(
       batch: values, units, mask (B, S), code (B, S, 2, P). key: switches dropout on.
     """
     x = embed(model, batch["values"], batch["units"])
-    z = latent_tokens(model, x.shape[0])
+    z = latent_tokens(model, 1)  # the same for all of the batch
     return model.encoder(z, x, latent_code(model), batch["code"], batch["mask"], key)
 
 

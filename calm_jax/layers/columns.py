@@ -1,0 +1,180 @@
+"""The parts of the population encoder for CPUs: features outside, tokens inside.
+
+The numbers are those of the row-wise code in `perceiver`. Arrays are (features, batch,
+tokens), so that sums over features and over keys, turns of feature pairs and splits into
+heads all go over whole vectors of tokens: with features innermost, half a training step on
+CPUs went into strided loads and transpositions.
+"""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.typing import DTypeLike
+
+
+def norm(x: Array, scale: Array, bias: Array, wide: DTypeLike) -> Array:
+    """Layer normalisation over axis 0 of (W, B, S), in the type of x; statistics in `wide`."""
+    y = x.astype(wide)
+    d = y - jnp.mean(y, axis=0)
+    y = d * jax.lax.rsqrt(jnp.mean(d * d, axis=0) + 1e-5)
+    shape = (-1, *[1] * (x.ndim - 1))
+    y = y * scale.astype(wide).reshape(shape) + bias.astype(wide).reshape(shape)
+    return y.astype(x.dtype)
+
+
+@jax.custom_vjp
+def project(kernel: Array, x: Array) -> Array:
+    """kernel^T x: (I, O), (I, N) -> (O, N)."""
+    return jax.lax.dot_general(kernel, x, (((0,), (0,)), ((), ())))
+
+
+def _project_back(kept, g: Array):
+    # The order of the factors matters: the others are made at a third to half the speed.
+    kernel, x = kept
+    return jax.lax.dot_general(g, x, (((1,), (1,)), ((), ()))).T, jnp.dot(kernel, g)
+
+
+project.defvjp(lambda kernel, x: (project(kernel, x), (kernel, x)), _project_back)
+
+
+def linear(kernel: Array, bias: Array | None, x: Array) -> Array:
+    """A linear map of axis 0: (I, O), (O,) or None, (I, B, S) -> (O, B, S)."""
+    y = project(kernel, x.reshape(x.shape[0], -1))
+    if bias is not None:
+        y = y + bias[:, None]
+    return y.reshape(-1, *x.shape[1:])
+
+
+def turn(x: Array, code: Array, *, back: bool = False) -> Array:
+    """Pairs of features turned by the angles of their time, or turned back.
+
+    Args:
+      x: (heads, h, B, S). code: (2, P, B, S) or (2, P, 1, S), 2 P <= h.
+    """
+    pairs = code.shape[1]
+    cos, sin = code.astype(x.dtype)
+    if back:
+        sin = -sin
+    turned = x[:, : 2 * pairs].reshape(-1, pairs, 2, *x.shape[2:])
+    a, b = turned[:, :, 0], turned[:, :, 1]
+    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=2)
+    turned = turned.reshape(-1, 2 * pairs, *x.shape[2:])
+    return jnp.concatenate([turned, x[:, 2 * pairs :]], axis=1)
+
+
+def columns_of(code: Array) -> Array:
+    """(B, S, 2, P) or (S, 2, P) -> (2, P, B or 1, S)."""
+    return jnp.moveaxis(code if code.ndim == 4 else code[None], (2, 3), (0, 1))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(5,))
+def attend(
+    q: Array, k: Array, v: Array, mask: Array | None, keep: Array | None, rate: float
+) -> Array:
+    """Scaled dot-product attention -> (heads, B, h, Q).
+
+    Args:
+      q: (heads, B, h, Q), already scaled; or (heads, h, Q), the same for all of the batch,
+        and k is then (heads, h, B, K). k, v: (heads, B, h, K).
+      mask: (B, K), True = may be seen; a query that may see nothing gets zeros.
+      keep: (heads, B, K, Q), the attention weights that dropout leaves, of `rate`.
+    """
+    return _attend(q, k, v, mask, keep, rate)[0]
+
+
+def _forms(q: Array) -> tuple[str, str]:
+    return ("hdbk", "hdq") if q.ndim == 3 else ("hbdk", "hbdq")
+
+
+def _attend(q, k, v, mask, keep, rate):
+    ks, qs = _forms(q)
+    s = jnp.einsum(f"{ks},{qs}->hbkq", k, q)
+    s = s.astype(wide(s.dtype))
+    seen = None if mask is None else mask[None, :, :, None]
+    if mask is not None:
+        s = jnp.where(seen, s, -1e30)
+    e = jnp.exp(s - jnp.max(s, axis=2, keepdims=True))
+    if mask is not None:
+        e = jnp.where(seen, e, 0)
+    total = jnp.sum(e, axis=2, keepdims=True)
+    over = 1 / total if mask is None else jnp.where(total > 0, 1 / total, 0)
+    e = e.astype(v.dtype)
+    left = e if keep is None else jnp.where(keep, e, 0)
+    y = jnp.einsum("hbdk,hbkq->hbdq", v, left) * (over / (1 - rate)).astype(v.dtype)
+    return y, (q, k, v, keep, e, over, y)
+
+
+def _attend_back(rate, kept, g):
+    # With w = e over and y = v (keep w) / (1 - rate): what the softmax takes off at a
+    # query, sum_k w dw, is y . dy, so neither w nor dw is summed over keys.
+    q, k, v, keep, e, over, y = kept
+    ks, qs = _forms(q)
+    off = jnp.sum((y * g).astype(over.dtype), axis=2, keepdims=True) * over
+    g = g * (over / (1 - rate)).astype(v.dtype)
+    left = e if keep is None else jnp.where(keep, e, 0)
+    dv = jnp.einsum("hbdq,hbkq->hbdk", g, left)
+    dw = jnp.einsum("hbdk,hbdq->hbkq", v, g)
+    ds = (left * dw - e * off).astype(v.dtype)
+    dq = jnp.einsum(f"{ks},hbkq->{qs}", k, ds)
+    dk = jnp.einsum(f"{qs},hbkq->{ks}", q, ds)
+    return dq, dk, dv, None, None
+
+
+attend.defvjp(
+    lambda q, k, v, mask, keep, rate: _attend(q, k, v, mask, keep, rate), _attend_back
+)
+
+
+def kept(key: Array, shape: tuple[int, ...], rate: float) -> Array:
+    """Which elements dropout of `rate` leaves: each number hashed with the key.
+
+    Twice the 32-bit mixer "lowbias32" (Wellons 2018), the key's words before and between.
+    It costs an eighth of `jax.random.bits` and is fused into what uses it. Good enough to
+    drop by, up to 2^32 elements; the key itself should come from `jax.random.split`.
+    """
+    words = jax.random.key_data(key).reshape(-1)
+    x = jax.lax.iota(jnp.uint32, math.prod(shape))
+    x = _mixed(_mixed(x + words[0]) ^ words[-1])
+    return x.reshape(shape) >= jnp.uint32(round(rate * 0xFFFFFFFF))
+
+
+def _mixed(x: Array) -> Array:
+    x = (x ^ (x >> 16)) * jnp.uint32(0x7FEB352D)
+    x = (x ^ (x >> 15)) * jnp.uint32(0x846CA68B)
+    return x ^ (x >> 16)
+
+
+def dropout(x: Array, rate: float, key: Array | None) -> Array:
+    """Inverted dropout with `kept`; the identity when `key` is None or `rate` is 0."""
+    if key is None or rate == 0.0:
+        return x
+    return jnp.where(kept(key, x.shape, rate), x / (1.0 - rate), jnp.zeros((), x.dtype))
+
+
+def wide(dtype: DTypeLike) -> DTypeLike:
+    """The type itself, or float32 where it is narrower."""
+    return jnp.float32 if jnp.dtype(dtype).itemsize < 4 else dtype
+
+
+@jax.custom_vjp
+def gated(value: Array, gate: Array) -> Array:
+    """value gelu(gate), the exact GELU."""
+    return value * gate * _normal(gate)
+
+
+def _normal(x: Array) -> Array:
+    return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
+
+
+def _gated(value, gate):
+    cdf = _normal(gate)
+    slope = cdf + gate * jnp.exp(-0.5 * gate * gate) * 0.3989422804014327
+    return value * gate * cdf, (value * slope, gate * cdf)
+
+
+gated.defvjp(_gated, lambda kept, g: (g * kept[1], g * kept[0]))
