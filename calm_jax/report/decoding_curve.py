@@ -22,7 +22,8 @@ def score_against_minutes(
     """A score of every method against minutes of labels, mean over animals; thin lines are
     the animals of our first method.
 
-    Methods that lie far below are left out of the drawing and named in the title.
+    Methods that lie far below are left out of the drawing and named in the title; lines that
+    leave the axis go on below it.
 
     Args:
       rows: of `decoding_curve.curve`, with `minutes`.
@@ -37,7 +38,8 @@ def score_against_minutes(
     best = max((c[1].max() for c in curves.values()), default=1.0)
     ours = [m for m in curves if style.own(m)]
     low = min([0.0, *(curves[m][1].min() for m in ours)])
-    hidden = [m for m, c in curves.items() if m not in ours and c[1].max() < min(low, best) - 0.3]
+    floor = min(low, best) - 0.3  # of the axis: what is far below tells nothing more
+    hidden = [m for m, c in curves.items() if m not in ours and c[1].max() < floor]
     for method, (x, y) in curves.items():
         if method not in hidden:
             quiet = {"alpha": 0.7, "linewidth": 0.9} if method in _CONSTANT else {}
@@ -52,6 +54,8 @@ def score_against_minutes(
     title = f"{target}, n = {count} animal{'' if count == 1 else 's'}"
     if hidden:
         title += "; below the axis: " + ", ".join(style.label(m) for m in hidden)
+    bottom, top = ax.get_ylim()
+    ax.set_ylim(max(bottom, floor), top)
     ax.set(xlabel="minutes of labels", ylabel=metric.replace("_", " ").replace("r2", "R²"))
     ax.set_xscale("log")
     ticks = sorted({round(float(x), 2) for c in curves.values() for x in c[0]})
