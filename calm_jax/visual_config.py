@@ -14,8 +14,8 @@ LINES = (
 class VisualSimulation:
     """An Allen-like data set: cell lines, drifting gratings, a movie; times in s, rates in Hz.
 
-    Presets are `SMALL` (the default) and `FULL`. Stimuli run on a clock of `movie_rate`; an
-    imaging frame is the mean over `movie_rate / rate` of its steps.
+    Presets are `SMALL` (the default), `TABLE` and `FULL`. Stimuli run on a clock of
+    `movie_rate`; an imaging frame is the mean over `movie_rate / rate` of its steps.
     """
 
     lines: tuple[str, ...] = LINES  # names of Table S3 of POYO-SSL
@@ -47,6 +47,16 @@ class VisualSimulation:
 
 
 SMALL = VisualSimulation()
+# Fewer cells, shown more: what a small encoder can learn within minutes. Eight lines, among
+# them the four that Algorithm S1 keeps; one temporal frequency, 256 gratings a session.
+TABLE = VisualSimulation(
+    lines=("SLC17A7", "CUX2", "RORB", "FEZF2", "NTSR1", "VIP", "SST", "PVALB"),
+    sessions=1,
+    cells=48,
+    rate=5.0,
+    temporal_frequencies=(2.0,),
+    grating_repeats=32,
+)
 FULL = VisualSimulation(
     containers=6,
     sessions=3,

@@ -33,6 +33,10 @@ class Masking:
     distance: Literal["l1", "mse", "cosine"] = "l1"
     over: Literal["masked", "all"] = "masked"  # positions that are compared
     stop_gradient: bool = True  # of the unmasked view
+    # Views are brought to mean 0 and variance 1 over dimensions before they are compared.
+    # Without it (the paper) the distance has the scale of the latents, which may run away:
+    # blocks that both views share move the target along with what follows it.
+    normalised: bool = False
     masking_weight: float = 1.0  # of the distance; 0 leaves the labels alone
     label_weight: float = 0.01  # lambda, of the cross-entropy; 0 = masking alone
 
@@ -130,6 +134,8 @@ def distance(masking: Masking, z_masked: Array, z: Array, blind: Array) -> Array
 
     "l1": |a - b|; "mse": (a - b)^2, both means over dimensions; "cosine": 1 - cos(a, b).
     """
+    if masking.normalised:
+        z_masked, z = _standard(z_masked), _standard(z)
     target = jax.lax.stop_gradient(z) if masking.stop_gradient else z
     if masking.distance == "l1":
         each = jnp.mean(jnp.abs(z_masked - target), axis=-1)
@@ -140,6 +146,11 @@ def distance(masking: Masking, z_masked: Array, z: Array, blind: Array) -> Array
         each = 1 - jnp.sum(z_masked * target, -1) * jax.lax.rsqrt(squares + 1e-12)
     weight = blind if masking.over == "masked" else jnp.ones_like(blind)
     return jnp.sum(jnp.where(weight, each, 0)) / jnp.maximum(jnp.sum(weight), 1).astype(z.dtype)
+
+
+def _standard(z: Array) -> Array:
+    d = z - jnp.mean(z, axis=-1, keepdims=True)
+    return d * jax.lax.rsqrt(jnp.mean(jnp.square(d), axis=-1, keepdims=True) + 1e-5)
 
 
 # Collapse

@@ -211,7 +211,7 @@ def collate(
         "values": pad([s.values for s in samples], size, np.float32),
         "units": pad([s.units for s in samples], size, np.int32),
         "mask": pad([np.ones(len(s.values), bool) for s in samples], size, bool),
-        "code": rotary_code(pad([s.times for s in samples], size, np.float64), omega),
+        "code": _code(pad([s.times for s in samples], size, np.float64), omega),
         "sessions": pad([s.sessions for s in samples], asked, np.int32),
         "tasks": pad([s.tasks for s in samples], asked, np.int32),
         "weights": pad([s.weights for s in samples], asked, np.float32),
@@ -230,6 +230,12 @@ def collate(
                 target[b, own] = sample.targets[name]
         out[f"target/{name}"] = target
     return out
+
+
+def _code(times: np.ndarray, omega: np.ndarray) -> np.ndarray:
+    """`rotary_code`, once for every time there is: the tokens of a frame share theirs."""
+    seen, back = np.unique(times, return_inverse=True)
+    return rotary_code(seen, omega)[back.reshape(times.shape)]
 
 
 def _padded(rows: Sequence[np.ndarray], shape: tuple[int, int], dtype: type) -> np.ndarray:

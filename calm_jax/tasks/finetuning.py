@@ -119,6 +119,7 @@ class Presented:
     ) -> None:
         self.encoder, self.training, self.prepared = encoder, training, prepared
         self.seed, self.steps, self.units, self.tuning = seed, steps, units, tuning
+        self._dropout = dataclasses.asdict(units)
         self.store, self.pretrained = prepared.store, pretrained
         self.plain = isinstance(encoder, MlpConfig)
         if self.plain and (pretrained is not None or tuning.freeze != "none"):
@@ -263,7 +264,7 @@ class Presented:
         z, mask = self.prepared.window(i, start, stop)
         kept = np.arange(z.shape[1])
         if rng is not None:
-            kept = tokens.kept_units(rng, z.shape[1], **dataclasses.asdict(self.units))
+            kept = tokens.kept_units(rng, z.shape[1], **self._dropout)
         times = self._times[i][start:stop] - self._times[i][start]
         rows = self.store.neuron_offset(i) + 1 + kept
         parts = tokens.window_tokens(z[:, kept], mask[:, kept], times, rows)

@@ -65,6 +65,7 @@ class VisualExperiment:
     masking: Masking = Masking()
     labels: Labels = Labels()
     pretraining: Training = Training()
+    pretraining_optimizer: Literal["lamb", "adamw"] = "lamb"  # LAMB as POYO+
     tasks: tuple[Literal["gratings", "movie"], ...] = TASKS
     gratings: Gratings = Gratings()
     gratings_tuning: FineTuning = FineTuning()

@@ -161,6 +161,7 @@ def pretraining_fingerprint(e: VisualExperiment, sessions: Sequence[str]) -> str
     """Of all that the pretrained weights depend on."""
     parts = ("seed", "data", "preprocess", "split", "encoder", "units", "masking", "labels")
     own = {name: configs.to_dict(getattr(e, name)) for name in (*parts, "pretraining")}
+    own["optimizer"] = e.pretraining_optimizer
     return configs.fingerprint({**own, "sessions": list(sessions)})
 
 
@@ -174,6 +175,7 @@ def _pretrained(
     task = LatentMasking(
         e.encoder, e.masking, e.pretraining, _prepared(e, store, made),
         seed=e.seed, steps=e.pretraining.steps, units=e.units, labels=e.labels,
+        optimizer=e.pretraining_optimizer,
     )  # fmt: skip
     like = jax.eval_shape(lambda key: task.init(key)[0], jax.random.key(0))
     path = folder / "pretraining.json"

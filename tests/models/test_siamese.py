@@ -25,6 +25,20 @@ def test_the_end_of_the_window_is_hidden():
     assert siamese.hidden(M(ratio=0.75), CONFIG, 1, jax.random.key(0)).sum() == 9
 
 
+def test_normalised_distances_know_no_scale():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(size=(2, 3, 4, 16))
+    blind = jnp.asarray(rng.random((3, 4)) < 0.5)
+    standard = lambda x: (x - x.mean(-1, keepdims=True)) / x.std(-1, keepdims=True)
+    own = np.abs(standard(a) - standard(b)).mean(-1)
+    masking = M(normalised=True)
+    got = siamese.distance(masking, jnp.asarray(a), jnp.asarray(b), blind)
+    assert_allclose(got, own[np.asarray(blind)].mean(), rtol=1e-4)
+    large = siamese.distance(masking, jnp.asarray(70 * a + 5), jnp.asarray(9 * b - 2), blind)
+    assert_allclose(large, got, rtol=1e-4)
+    assert M().normalised is False  # the paper
+
+
 def test_random_steps_are_hidden_whole():
     blind = np.asarray(siamese.hidden(M(kind="random"), CONFIG, 200, jax.random.key(1)))
     steps = blind.reshape(200, 4, 3)

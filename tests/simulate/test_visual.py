@@ -15,7 +15,7 @@ from calm_jax.simulate import visual
 from calm_jax.simulate.indicator import calibrated, moments
 from calm_jax.simulate.movie import natural_movie
 from calm_jax.simulate.programme import TABLE_S3
-from calm_jax.visual_config import VisualSimulation
+from calm_jax.visual_config import TABLE, VisualSimulation
 
 ONE = VisualSimulation(containers=1, sessions=1)
 TINY = VisualSimulation(
@@ -29,11 +29,14 @@ def simulated(number=0, settings=TINY):
     return visual.simulate(settings, number)
 
 
-def test_lines_have_the_medians_of_table_s3():
-    sessions = [visual.to_session(visual.simulate(ONE, i)) for i in range(visual.count(ONE))]
+@pytest.mark.parametrize("settings", [ONE, dataclasses.replace(TABLE, containers=1)])
+def test_lines_have_the_medians_of_table_s3(settings):
+    number = range(visual.count(settings))
+    sessions = [visual.to_session(visual.simulate(settings, i)) for i in number]
     cells = selection.cells_of(sessions, excess=False)
     found = selection.select(cells, by="line", method="gradient")
-    assert sorted(found.names) == sorted(TABLE_S3)
+    assert sorted(found.names) == sorted(settings.lines)
+    assert settings is not ONE or set(settings.lines) == set(TABLE_S3)
     for name, s, k in zip(found.names, found.values["skewness"], found.values["kurtosis"]):
         skewness, kurtosis = TABLE_S3[name]
         assert s == pytest.approx(skewness, rel=0.15), name

@@ -107,6 +107,16 @@ def test_a_run_learns_labels_and_does_not_collapse(tmp_path):
     assert found.params["encoder"]["readouts"][LABEL]["kernel"].shape == (16, 2)
 
 
+def test_the_optimiser_is_a_choice(tmp_path):
+    lamb, adamw = task(), task(optimizer="adamw", steps=3)
+    assert isinstance(adamw, Task)
+    assert hasattr(lamb, "optimizer") and not hasattr(adamw, "optimizer")
+    assert lamb.decays("encoder/units/table") and not adamw.decays("encoder/units/table")
+    assert adamw.decays("encoder/value_map/kernel")
+    found = train(adamw, TRAINING, tmp_path, seed=0, steps=3, log=Log.silent())
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(found.params))
+
+
 def test_labels_that_are_not_there():
     with pytest.raises(ConfigError, match="no weak labels.*label_weight"):
         task(labelled=False)
