@@ -33,18 +33,20 @@ def experiment() -> VisualExperiment:
         data=Data(name="simulated_visual", visual=TABLE),
         encoder=EncoderConfig(
             width=32, depth=3, head_width=16, cross_heads=2, self_heads=2, latents_per_step=2,
-            latent_step=0.25, embedding_scale=2.0, forward_dropout=0.1, block_dropout=0.0,
-            attention_dropout=0.0,
+            latent_step=0.25, embedding_scale=2.0, latent_scale=0.04, value_gain=10.0,
+            forward_dropout=0.1, block_dropout=0.0, attention_dropout=0.0,
         ),
         units=Units(minimum=30),
         masking=Masking(normalised=True),
         pretraining=_with(training, steps=800),
         pretraining_optimizer="adamw",
         gratings_tuning=FineTuning(optimizer="adamw"),
-        gratings_training=_with(training, steps=400, watch="accuracy"),
+        gratings_training=_with(training, steps=500, watch="accuracy"),
         decoder=DecoderConfig(channels=(32, 32, 16, 16), last_channels=4),
         movie_tuning=FineTuning(optimizer="adamw"),
-        movie_training=_with(training, steps=200, batch=16, eval_batches=4, watch="ssim"),
+        movie_training=_with(
+            training, steps=1500, batch=16, eval_every=500, eval_batches=4, watch="ssim"
+        ),
     )
 
 

@@ -50,6 +50,11 @@ class EncoderConfig:
     block_dropout: float = 0.4  # on what a self-attention block adds
     attention_dropout: float = 0.2  # of attention weights
     embedding_scale: float = 0.02  # SD of the initial embeddings
+    latent_scale: float | None = None  # SD of the initial latents; None = embedding_scale
+    # Factor on the initial values of the cross-attention of tokens. A mean over hundreds of
+    # tokens hardly depends on any: with 1 (torch_brain) the first thousands of steps only
+    # raise this.
+    value_gain: float = 1.0
     t_min: float = population_tokens.T_MIN  # s, shortest rotary period
     t_max: float = population_tokens.T_MAX  # s, longest rotary period
 
@@ -160,8 +165,12 @@ class PopulationEncoder(nnx.Module):
         self.units = make(units + 1, cfg.width // 2)
         self.sessions = make(sessions + 1, cfg.width)
         self.tasks = make(1 + max((i for i, _ in heads.values()), default=0), cfg.width)
-        self.latents = make(cfg.latents_per_step, cfg.width)
+        scale = cfg.embedding_scale if cfg.latent_scale is None else cfg.latent_scale
+        self.latents = Embedding(cfg.latents_per_step, cfg.width, scale=scale, rngs=rngs)
         self.encoder = Reader(cfg, rotate_values=True, **how)
+        kernel = self.encoder.attention.key_value.kernel
+        half = kernel[...].shape[1] // 2  # keys, then values
+        kernel[...] = kernel[...].at[:, half:].multiply(cfg.value_gain)
         self.blocks = nnx.List([Block(cfg, **how) for _ in range(cfg.depth)])
         self.decoder = Reader(cfg, rotate_values=False, **how)
         self.readouts = nnx.Dict(

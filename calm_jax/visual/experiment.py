@@ -89,6 +89,7 @@ class Line:
     experiment: VisualExperiment
     ssim: tuple[float, ...] = ()
     accuracy: tuple[float, ...] = ()
+    against: str = ""  # label of the line it is compared with; "": the baseline of the table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +100,7 @@ class Table:
     purpose: str
     lines: tuple[Line, ...]
     ours: str  # label of the line that is compared
-    baseline: str  # label of the line it is compared with
+    baseline: str  # label of the line that all are compared with, but for `Line.against`
 
 
 def check(experiment: VisualExperiment) -> None:
@@ -142,6 +143,12 @@ def check_table(table: Table) -> None:
         if getattr(table, field) not in labels:
             raise ConfigError(
                 "no such line", where=f"{table.name}.{field}", found=getattr(table, field),
+                expected=", ".join(labels),
+            )  # fmt: skip
+    for line in table.lines:
+        if line.against and line.against not in labels:
+            raise ConfigError(
+                "no such line", where=f"{table.name}, {line.label}, against", found=line.against,
                 expected=", ".join(labels),
             )  # fmt: skip
     double = sorted({x for x in labels if labels.count(x) > 1})

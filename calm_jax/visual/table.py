@@ -116,17 +116,22 @@ def summary(table: Table, done: dict[str, list[dict[str, Any]]]) -> dict[str, An
 
     Per line and metric: `values` by seed, `mean`, `half` (half of the 95 % confidence
     interval, Student's t with seeds - 1 degrees; None for one seed), `published`; against
-    the baseline: `gain` (relative, of means over common seeds), `p` (paired t-test).
+    the baseline, or the line's own: `gain` (relative, of means over common seeds), `p`
+    (paired t-test).
     """
     lines = []
-    base = _values(done.get(table.baseline, []))
     for line in table.lines:
         own = done.get(line.label, [])
+        rival = line.against or table.baseline
+        base = _values(done.get(rival, []))
         entry: dict[str, Any] = {
             "label": line.label,
             "group": line.group,
             "name": line.experiment.name,
             "purpose": line.experiment.purpose,
+            "against": rival,
+            "holdout": line.experiment.movie.holdout,
+            "said": {k: text for k, text in (own[0]["said"] if own else {}).items() if text},
             "seconds": round(sum(r["seconds"] for r in own), 1),
             "metrics": {},
         }
@@ -137,7 +142,7 @@ def summary(table: Table, done: dict[str, list[dict[str, Any]]]) -> dict[str, An
                 "metric": HEADLINE[task],
                 "values": {str(s): v for s, v in by_seed.items()},
                 "published": list(published[task]),
-                **(compared(by_seed, base.get(task, {})) if line.label != table.baseline else {}),
+                **(compared(by_seed, base.get(task, {})) if line.label != rival else {}),
             }
         entry["beside"] = _beside(own)
         entry["collapse"] = _collapse(own)

@@ -60,15 +60,20 @@ def _notes(summary: dict[str, Any]) -> str:
         "",
         f"Mean ± half of the 95 % confidence interval (Student's t) over {count} seed(s); "
         f"gains are of means, p of a paired t-test, both against "
-        f"“{summary['baseline']}”. “pretrained”: sessions of pretraining. "
+        f"“{summary['baseline']}”" + "".join(
+            f"; of “{x['label']}” against “{x['against']}”"
+            for x in summary["lines"]
+            if x["against"] not in (summary["baseline"], x["label"])
+        ) + ". “pretrained”: sessions of pretraining. "
         "Published numbers are of other data: they say what to look for, not what to reach.",
     ]
-    own = next((x for x in summary["lines"] if x["label"] == summary["ours"]), None)
-    for task, title in TITLES.items():
-        beside = (own or {}).get("beside", {}).get(task, {})
-        if beside:
-            listed = ", ".join(f"{style.label(m)} {v:.3f}" for m, v in sorted(beside.items()))
-            out += ["", f"Beside it, {title}: {listed}."]
+    for title, line in _beside(summary):
+        task = title.partition(",")[0]
+        beside = line["beside"][{v: k for k, v in TITLES.items()}[task]]
+        listed = ", ".join(f"{style.label(m)} {v:.3f}" for m, v in sorted(beside.items()))
+        out += ["", f"Beside “{line['label']}”, {title}: {listed}."]
+        if line["said"].get("movie") and task == TITLES["movie"]:
+            out += ["", f"“{line['label']}”, first seed: {line['said']['movie']}"]
     monitors = [x for x in summary["lines"] if x["collapse"]]
     if monitors:
         names = list(monitors[0]["collapse"])
@@ -80,6 +85,21 @@ def _notes(summary: dict[str, Any]) -> str:
             for x in monitors
         ]
     return "\n".join(out) + "\n"
+
+
+def _beside(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """(title, line) of the lines whose baselines are told: for gratings and for each split of
+    the movie the line that is compared, else the first."""
+    out = []
+    lines = sorted(summary["lines"], key=lambda x: x["label"] != summary["ours"])  # stable
+    for task, title in TITLES.items():
+        own = [x for x in lines if x["beside"].get(task)]
+        splits = dict.fromkeys(x["holdout"] for x in own) if task == "movie" else (None,)
+        for split in splits:
+            line = next((x for x in own if split in (None, x["holdout"])), None)
+            if line:
+                out.append((title + (f", {split.replace('_', ' ')}" if split else ""), line))
+    return out
 
 
 def text(summary: dict[str, Any]) -> str:

@@ -1,5 +1,7 @@
 """The population encoder against a NumPy reference; invariances; new units; batches."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,27 @@ def make(dtype=jnp.float32, seed=0, config=CONFIG):
     # Away from zeros, ones and tiny embeddings.
     move = lambda x: jnp.asarray(np.asarray(x) + 0.1 * rng.normal(size=x.shape), x.dtype)
     return jax.tree.map(move, model)
+
+
+def test_scales_of_the_start():
+    """Gain and scale change the values of the first attention and the latents, nothing else."""
+    start = lambda config: named(
+        nnx.to_pure_dict(
+            nnx.state(pe.init(config, jax.random.key(2), units=9, sessions=2, heads=HEADS))
+        )
+    )
+    plain = start(CONFIG)
+    other = start(dataclasses.replace(CONFIG, value_gain=7.0, latent_scale=0.1))
+    changed = {k for k in plain if not np.array_equal(plain[k], other[k])}
+    path = "encoder/attention/key_value/kernel"
+    assert changed == {path, "latents/table"}
+    half = plain[path].shape[1] // 2
+    np.testing.assert_array_equal(other[path][:, :half], plain[path][:, :half])
+    np.testing.assert_allclose(other[path][:, half:], 7 * plain[path][:, half:], rtol=1e-6)
+    ratio = 0.1 / CONFIG.embedding_scale
+    np.testing.assert_allclose(
+        other["latents/table"], ratio * plain["latents/table"], rtol=1e-5
+    )
 
 
 def sample(seed, frames=5, neurons=4, queries=(1, 1, 3)):

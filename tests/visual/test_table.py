@@ -101,12 +101,12 @@ def result(label, seed, ssim, accuracy):
         "pretraining": {"validation": {"variance": 0.1, "effective_rank": 3.0}},
         "cohorts": {"pretrain": ["a"], "finetune": ["b"], "scored": ["b"],
                     "predictable": list(GOOD), "thresholds": {"skewness": 3.5, "kurtosis": 22.6}},
-        "seconds": 1.0, "seed": seed, "label": label,
+        "seconds": 1.0, "seed": seed, "label": label, "said": {"gratings": "", "movie": "Said."},
     }  # fmt: skip
 
 
 def test_summary_markdown_and_figure(tmp_path):
-    made = experiments_loader.load_table("poyo_ssl_table3")
+    made = experiments_loader.load_table("poyo_ssl_table3_full")
     done = {
         made.ours: [result("o", s, 0.5 + 0.01 * s, 0.6) for s in range(3)],
         made.baseline: [result("b", s, 0.4 + 0.02 * s, 0.5) for s in range(3)],
@@ -122,8 +122,30 @@ def test_summary_markdown_and_figure(tmp_path):
     of_table = rows[: 1 + next(k for k, r in enumerate(rows) if r.startswith("| last third"))]
     assert {r.count("|") for r in of_table} == {9}
     assert "nearest 0.300" in text.replace("nearest activity", "nearest") and "chance" in text
+    assert "“POYO-SSL”, first seed: Said." in text
     table_output.save_figure(found, tmp_path / "table")
     assert (tmp_path / "table.png").stat().st_size > 5000 and (tmp_path / "table.svg").is_file()
+
+
+def test_each_split_of_the_movie_has_its_own_rival():
+    made = experiments_loader.load_table("poyo_ssl_table3_full")
+    unseen = [x for x in made.lines if x.experiment.movie.holdout == "frame_block_holdout"]
+    ours, rival = unseen
+    assert ours.against == rival.against == rival.label
+    done = {
+        made.ours: [result("o", 0, 0.5, 0.6)], made.baseline: [result("b", 0, 0.4, 0.5)],
+        ours.label: [result("u", 0, 0.3, 0.6)], rival.label: [result("r", 0, 0.2, 0.5)],
+    }  # fmt: skip
+    found = table.summary(made, done)
+    gain = {x["label"]: x["metrics"].get("movie", {}).get("gain") for x in found["lines"]}
+    assert gain[ours.label] == pytest.approx(0.5) and gain[rival.label] is None
+    assert gain[made.ours] == pytest.approx(0.25)
+    text = table_output.markdown(found)
+    assert f"; of “{ours.label}” against “{rival.label}”" in text
+    assert "movie SSIM, repeat holdout: " in text and "movie SSIM, frame block holdout: " in text
+    line = dataclasses.replace(ours, against="nobody")
+    with pytest.raises(ConfigError, match="against"):
+        experiment.check_table(dataclasses.replace(made, lines=(*made.lines[:2], line)))
 
 
 @pytest.mark.parametrize("name", experiments_loader.names(kind="table"))
@@ -140,7 +162,7 @@ def test_tables_of_the_repository(name):
 def test_pretraining_is_shared_by_what_does_not_change_it():
     made = experiments_loader.load_table("poyo_ssl_table3")
     mark = {x.label: stages.pretraining_fingerprint(x.experiment, ["a"]) for x in made.lines}
-    assert mark["U-Net without skips"] == mark["all frozen"] == mark[made.ours]
+    assert mark["movie: U-Net without skips"] == mark["all frozen"] == mark[made.ours]
     assert mark["random masking"] != mark[made.ours] != mark["CE weight 0.1"]
     first = made.lines[0].experiment
     assert stages.pretraining_fingerprint(first, ["b"]) != mark[made.ours]
