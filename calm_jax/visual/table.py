@@ -117,9 +117,10 @@ def summary(table: Table, done: dict[str, list[dict[str, Any]]]) -> dict[str, An
     Per line and metric: `values` by seed, `mean`, `half` (half of the 95 % confidence
     interval, Student's t with seeds - 1 degrees; None for one seed), `published`; against
     the baseline, or the line's own: `gain` (relative, of means over common seeds), `p`
-    (paired t-test).
+    (paired t-test). `ours`: the same of the line that is compared against this one.
     """
     lines = []
+    best = _values(done.get(table.ours, []))
     for line in table.lines:
         own = done.get(line.label, [])
         rival = line.against or table.baseline
@@ -143,6 +144,7 @@ def summary(table: Table, done: dict[str, list[dict[str, Any]]]) -> dict[str, An
                 "values": {str(s): v for s, v in by_seed.items()},
                 "published": list(published[task]),
                 **(compared(by_seed, base.get(task, {})) if line.label != rival else {}),
+                "ours": compared(best.get(task, {}), by_seed),
             }
         entry["beside"] = _beside(own)
         entry["collapse"] = _collapse(own)

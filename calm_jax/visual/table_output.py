@@ -59,14 +59,19 @@ def _notes(summary: dict[str, Any]) -> str:
     out = [
         "",
         f"Mean ± half of the 95 % confidence interval (Student's t) over {count} seed(s); "
-        f"gains are of means, p of a paired t-test, both against "
-        f"“{summary['baseline']}”" + "".join(
-            f"; of “{x['label']}” against “{x['against']}”"
-            for x in summary["lines"]
-            if x["against"] not in (summary["baseline"], x["label"])
-        ) + ". “pretrained”: sessions of pretraining. "
+        f"gains are of means, p of a paired t-test, both against “{summary['baseline']}”"
+        f"{_rivals(summary)}. “pretrained”: sessions of pretraining. "
         "Published numbers are of other data: they say what to look for, not what to reach.",
     ]
+    for task, title in TITLES.items():
+        found = {
+            x["label"]: gain(x["metrics"][task]["ours"])
+            for x in summary["lines"]
+            if x["group"].startswith("controls") and task in x["metrics"]
+        }
+        listed = "; ".join(f"“{k}” {v}" for k, v in found.items() if v != "–")
+        if listed:
+            out += ["", f"“{summary['ours']}” against the controls, {title}: {listed}."]
     for title, line in _beside(summary):
         task = title.partition(",")[0]
         beside = line["beside"][{v: k for k, v in TITLES.items()}[task]]
@@ -85,6 +90,15 @@ def _notes(summary: dict[str, Any]) -> str:
             for x in monitors
         ]
     return "\n".join(out) + "\n"
+
+
+def _rivals(summary: dict[str, Any]) -> str:
+    """Which lines are compared with another one than the baseline."""
+    own: dict[str, list[str]] = {}
+    for x in summary["lines"]:
+        if x["against"] not in (summary["baseline"], x["label"]):
+            own.setdefault(x["against"], []).append(f"“{x['label']}”")
+    return "".join(f"; of {', '.join(v)} against “{k}”" for k, v in own.items())
 
 
 def _beside(summary: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -143,8 +157,11 @@ def draw(ax: Axes, summary: dict[str, Any], task: str) -> Axes:
     ax.set_xlabel({"movie": "SSIM", "gratings": "accuracy"}[task])
     count = max((x["metrics"][task]["seeds"] for x in lines), default=0)
     ax.set_title(f"{TITLES[task]}, n = {count} seed(s), 95 % intervals")
-    if lines:
-        ax.legend(loc="best")
+    # Two seeds can have an interval wider than what an accuracy or SSIM can be.
+    left, right = ax.get_xlim()
+    ax.set_xlim(max(left, -0.05), min(right, 1.05))
+    if lines:  # under the axis: lines of text and dots fill what is above
+        ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.18 - 0.6 / len(lines)), ncols=2)
     return ax
 
 

@@ -123,6 +123,12 @@ def test_summary_markdown_and_figure(tmp_path):
     assert {r.count("|") for r in of_table} == {9}
     assert "nearest 0.300" in text.replace("nearest activity", "nearest") and "chance" in text
     assert "“POYO-SSL”, first seed: Said." in text
+    control = "from scratch, same animals"
+    done[control] = [result("c", s, 0.45 + 0.01 * s * s, 0.6) for s in range(3)]
+    listed = table_output.markdown(table.summary(made, done))
+    a, b = np.array([0.5, 0.51, 0.52]), np.array([0.45, 0.46, 0.49])
+    told = f"{100 * (a.mean() / b.mean() - 1):+.1f} %, p = {stats.ttest_rel(a, b).pvalue:.3f}"
+    assert f"against the controls, movie SSIM: “{control}” {told}" in listed
     table_output.save_figure(found, tmp_path / "table")
     assert (tmp_path / "table.png").stat().st_size > 5000 and (tmp_path / "table.svg").is_file()
 
