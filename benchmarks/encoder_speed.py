@@ -25,6 +25,7 @@ from pathlib import Path
 
 import numpy as np
 
+PAUSE = 0.5  # s between turns
 BATCH, TOKENS, UNITS, FRAMES, CLASSES = 8, 1500, 50, 30, 8
 SIZES = {"width": 64, "depth": 6, "cross_heads": 2, "self_heads": 8, "latents_per_step": 16}
 
@@ -213,6 +214,7 @@ def measure(python: str | None, dropout: bool, rounds: int, steps: int) -> None:
     for turn in range(rounds):
         # Who goes first alternates.
         for name in list(workers) if turn % 2 else list(workers)[::-1]:
+            time.sleep(PAUSE)  # OpenMP's threads spin a while after their last product
             times[name].append(workers[name].seconds(steps))
     for worker in workers.values():
         worker.close()
