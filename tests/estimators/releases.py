@@ -56,12 +56,15 @@ def main() -> None:
     x = traces()
     forecaster = CalMForecaster(**SIZES).fit(x[:300])
     run = forecaster.trained_
-    decoder = CalMDecoder(run=run, decoder_steps=80, rank=4, learning_rate=0.02, random_state=0)
+    decoder = CalMDecoder(
+        run=run, head="gated", decoder_steps=80, rank=4, learning_rate=0.02, random_state=0
+    )
     y = behavior(x)[:300]
     made = {
         "forecaster": forecaster,
         "embedding": CalMEmbedding(run=run, components=3).fit(x[:300]),
         "decoder": decoder.fit(x[:300], y),
+        "pooled": CalMDecoder(run=run, rank=4, random_state=0).fit(x[:300], y),
     }
     expected = {}
     for name, estimator in made.items():

@@ -20,7 +20,12 @@ from tests.estimators.releases import FOLDER, SIZES, behavior, found, traces
 
 pytestmark = pytest.mark.usefixtures("quick_compilation")
 
-KINDS = {"forecaster": CalMForecaster, "embedding": CalMEmbedding, "decoder": CalMDecoder}
+KINDS = {
+    "forecaster": CalMForecaster,
+    "embedding": CalMEmbedding,
+    "decoder": CalMDecoder,
+    "pooled": CalMDecoder,
+}
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +55,11 @@ def test_what_is_kept_learned_something():
     folder = FOLDER / "0.1.0"
     forecaster = CalMForecaster.load(folder / "forecaster")
     assert 0.1 < forecaster.score(x[300:]) < 1
-    decoder = CalMDecoder.load(folder / "decoder")
-    assert decoder.score(x[300:], y[300:]) > 0.5
     shifted = np.roll(y[300:], 50, axis=0)
-    assert decoder.score(x[300:], shifted) < 0.2
+    for name in ("decoder", "pooled"):
+        decoder = CalMDecoder.load(folder / name)
+        assert decoder.score(x[300:], y[300:]) > 0.5
+        assert decoder.score(x[300:], shifted) < 0.2
     labels = CalMDecoder.load(folder / "labels")
     assert labels.score(x[300:], np.where(y[300:, 0] > 0, "run", "rest")) > 0.75
 
