@@ -175,9 +175,10 @@ def save_figure(summary: dict[str, Any], path: Path) -> None:
     with style.look():
         rows = max(sum(t in x["metrics"] for x in summary["lines"]) for t in tasks)
         size = (style.WIDTH * 1.4, len(tasks) * (0.9 + 0.26 * rows))
-        figure, axes = plt.subplots(len(tasks), 1, figsize=size, squeeze=False)
+        figure, axes = plt.subplots(
+            len(tasks), 1, figsize=size, squeeze=False, layout="constrained"
+        )
         for ax, task in zip(axes[:, 0], tasks):
             draw(ax, summary, task)
-        figure.tight_layout()
         style.save(figure, path.parent, path.name)
         plt.close(figure)
