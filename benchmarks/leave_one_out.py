@@ -115,7 +115,7 @@ def decoding_summary(found: Sequence[dict], folder: Path) -> str:
         minutes = float(np.mean([r["minutes"] for r in own]))
         means = decoding_scores.averaged([{k: r[k] for k in decoding_scores.FIELDS} for r in own])
         pooled += [decoding_curve.CurveRow(**r, minutes=minutes, given=label) for r in means]
-    decoding_curve.write(pooled, folder / "decoding.json")
+    decoding_scores.write(pooled, folder / "decoding.json")
     targets = list(dict.fromkeys(r["target"] for r in each))
     with style.look():
         made, axes = style.panels(len(targets), height=3.0, width=5.6)

@@ -17,7 +17,14 @@ from calm_jax import decoding_scores as scores
 from calm_jax.baselines.behavior import linear
 from calm_jax.baselines.behavior.poyo import PoyoDecoding
 from calm_jax.baselines.behavior.tcn import TCNNetwork
-from calm_jax.decoding_data import Read, Recordings, beginnings, limited, recordings
+from calm_jax.decoding_data import (
+    Read,
+    Recordings,
+    beginnings,
+    limited,
+    minutes_of,
+    recordings,
+)
 from calm_jax.decoding_files import Saved, neuron_rows, save
 from calm_jax.decoding_rows import Rows
 from calm_jax.decoding_scores import DecodingRow
@@ -162,6 +169,9 @@ def decoded(
     """(rows, targets) of decoders that are trained and saved, arguments as in `decode`."""
     given, settings, saved = setup.given, setup.settings, setup.saved
     made = limited(given.prepared.splits, given.sessions, settings.minutes)
+    there = minutes_of(made, given.sessions)
+    if settings.minutes is not None and there < 0.99 * settings.minutes:
+        say(f"note: the training part has {there:.2f} min (mean over sessions), all are given")
     wanted, notes = make_targets(
         given.sessions, made, targets, classify, None if saved is None else saved.classes()
     )

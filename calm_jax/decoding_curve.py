@@ -8,10 +8,7 @@ handed on (`start`) stands as `METHOD_handed_on` beside the same fitted anew.
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
-import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -19,11 +16,10 @@ from rich.table import Table
 
 from calm_jax import config
 from calm_jax import decoding_scores as scores
-from calm_jax.decoding import Setup, decoded, opened, saying
-from calm_jax.decoding_data import limited
+from calm_jax.decoding import decoded, opened, saying
+from calm_jax.decoding_data import limited, minutes_of
 from calm_jax.decoding_scores import DecodingRow
 from calm_jax.errors import ConfigError
-from calm_jax.files import replacing
 from calm_jax.minutes import parse_minutes
 from calm_jax.recordings.targets import Target
 from calm_jax.report import decoding_curve as figure
@@ -79,11 +75,11 @@ def curve(
         own = dataclasses.replace(
             setup, settings=dataclasses.replace(setup.settings, minutes=m)
         )
-        given = _minutes(own)
-        if m is not None and given < 0.99 * m:
+        sessions = setup.given.sessions
+        given = minutes_of(limited(setup.given.prepared.splits, sessions, m), sessions)
+        if m is not None and given < 0.99 * m and (None in wanted or found):
             say(f"{label}: there are only {given:.2f} min, as much as all; left out")
-            if None in wanted or found:
-                continue
+            continue
         what = f"{name}_{label.replace(' ', '')}"
         made = []
         if own.saved is not None:
@@ -101,33 +97,13 @@ def curve(
         )
         found += [CurveRow(**r, minutes=given, given=label) for r in [*made, *rows]]
     if out is not None:
-        write(found, out)
+        scores.write(found, out)
         say(f"wrote {len(found)} rows to {out}")
     if figure_out is not None:
         for path in draw(found, known, figure_out):
             say(f"wrote {path}")
     print_summary(found, known, console or Console(highlight=False))
     return found
-
-
-def _minutes(setup: Setup) -> float:
-    """Minutes of the training part, mean over sessions."""
-    sessions = setup.given.sessions
-    made = limited(setup.given.prepared.splits, sessions, setup.settings.minutes)
-    each = [
-        sum(int(b - a) for a, b in parts["train"]) / s.rate / 60
-        for parts, s in zip(made.parts, sessions, strict=True)
-    ]
-    return sum(each) / len(each)
-
-
-def write(rows: Iterable[CurveRow], path: str | os.PathLike) -> None:
-    """Writes a JSON list of rows, one a line; NaN becomes null."""
-    lines = [
-        json.dumps({**r, "value": r["value"] if math.isfinite(r["value"]) else None}) for r in rows
-    ]
-    with replacing(path) as part:
-        part.write_text("[\n" + ",\n".join(lines) + "\n]\n")
 
 
 def main_metric(target: Target) -> str:

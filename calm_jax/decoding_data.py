@@ -113,6 +113,15 @@ def limited(made: splits.Splits, sessions: Sequence[Session], minutes: float | N
     return dataclasses.replace(made, parts=tuple(parts))
 
 
+def minutes_of(made: splits.Splits, sessions: Sequence[Session]) -> float:
+    """Minutes of the training part, mean over sessions."""
+    each = [
+        sum(int(b - a) for a, b in parts["train"]) / s.rate / 60
+        for parts, s in zip(made.parts, sessions, strict=True)
+    ]
+    return sum(each) / len(each)
+
+
 def beginnings(read: Read, made: splits.Splits, hop: int = 1) -> Read:
     """`read` for ranges that begin where a range of the split does and end within it.
 

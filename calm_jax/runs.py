@@ -6,7 +6,7 @@ import dataclasses
 import datetime
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -202,26 +202,6 @@ def tree_of(arrays: dict[str, np.ndarray], like: Any, where: object, remedy: str
             )
     leaves = [jnp.asarray(arrays[k], leaf.dtype) for k, leaf in wanted.items()]
     return jax.tree.unflatten(jax.tree.structure(like), leaves)
-
-
-def fitted_file(path: Path, parse: Callable[[dict[str, np.ndarray]], Any]) -> Any:
-    """What `parse` makes of a file of an evaluation; None when there is no such file.
-
-    Raises:
-      RunError: when the file is damaged.
-    """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            return parse({k: file[k] for k in file.files})
-    except FileNotFoundError:
-        return None
-    except DAMAGE as e:
-        raise RunError(
-            "the file is damaged",
-            where=path,
-            found=str(e),
-            remedy="Remove it; `calm-jax evaluate RUN` makes it again.",
-        ) from e
 
 
 def _said(e: Exception) -> str:

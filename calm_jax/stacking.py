@@ -31,8 +31,8 @@ from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
+from calm_jax.fitted_files import fitted_file
 from calm_jax.recordings.batches import Prepared
-from calm_jax.runs import fitted_file
 
 FILE = "evaluation/stack.npz"
 NETWORK = "network"

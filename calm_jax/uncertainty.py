@@ -26,12 +26,13 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax import config, runs
+from calm_jax import config
 from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.calibration import LEVELS
 from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
+from calm_jax.fitted_files import fitted_file
 from calm_jax.recordings.batches import Prepared
 
 GRID = np.arange(1, 200) / 200  # levels of the tables: 0.005 to 0.995
@@ -366,7 +367,7 @@ def load(path: Path) -> dict[str, Residuals] | None:
     Raises:
       RunError: when the file is damaged.
     """
-    return runs.fitted_file(path, _every)
+    return fitted_file(path, _every)
 
 
 def _every(a: Mapping[str, np.ndarray]) -> dict[str, Residuals]:

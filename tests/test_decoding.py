@@ -330,7 +330,6 @@ def test_a_curve_against_minutes_of_labels(home, found, new, tmp_path, capsys):
     assert {"calm_pooled", "calm_pooled_handed_on", "ridge", "logistic", "tcn"} <= methods
     assert (tmp_path / "curve.png").stat().st_size > 10_000
     few = [r for r in rows if r["given"] == "0.25 min"]
-    # Four neurons' worth of frames and nine neurons: what is handed on is what is missing.
     assert value(few, "speed", "calm_pooled_handed_on", "r2", seed=None) > 0.8
     for label, name in (("0.25 min", "curve_0.25min"), ("all", "curve_all")):
         alone = json.loads((home / "run" / "decoders" / name / "rows.json").read_text())
