@@ -4,8 +4,8 @@
 
 Every line derives from `poyo_ssl`. Reverse and mixed pretraining use animals in reserve, so that
 all lines but "reverse" and the two of other thresholds are scored on the same cells. Decoders
-have as many parameters (3 %). The
-published MLP encoder is "pretrained"; what that means is not told, and ours is not.
+have as many parameters (3 %). The published MLP encoder is "pretrained"; what that means is
+not told, and ours is not.
 Cost: docs/results.md.
 """
 
