@@ -3,8 +3,9 @@
 Data: eight lines of the simulated Allen-like data set, 2 animals each. Four lines are predictable
 by the knee of Algorithm S1 and pretrain; half of the animals of the others are fine-tuned on.
 Sizes and steps are far below the published ones, and what a few hundred steps ask for differs
-(AdamW, distances of normalised latents, large embeddings: docs/movies.md); the method of the
-paper at its size is poyo_ssl_full. Expected and cost: docs/movies.md.
+(AdamW, distances of normalised latents, tokens in which activity scales the embedding, frames
+that start at the mean frame: docs/movies.md); the method of the paper at its size is
+poyo_ssl_full. Expected and cost: docs/movies.md.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ def experiment() -> VisualExperiment:
         data=Data(name="simulated_visual", visual=TABLE),
         encoder=EncoderConfig(
             width=32, depth=3, head_width=16, cross_heads=2, self_heads=2, latents_per_step=2,
-            latent_step=0.25, embedding_scale=2.0, latent_scale=0.04, value_gain=10.0,
+            latent_step=0.25, embedding_scale=0.03, value_gain=10.0, token="modulated",
             forward_dropout=0.1, block_dropout=0.0, attention_dropout=0.0,
         ),
         units=Units(minimum=30),
@@ -42,10 +43,10 @@ def experiment() -> VisualExperiment:
         pretraining_optimizer="adamw",
         gratings_tuning=FineTuning(optimizer="adamw"),
         gratings_training=_with(training, steps=500, watch="accuracy"),
-        decoder=DecoderConfig(channels=(32, 32, 16, 16), last_channels=4),
+        decoder=DecoderConfig(channels=(32, 32, 16, 16), last_channels=4, pixel_bias=True),
         movie_tuning=FineTuning(optimizer="adamw"),
         movie_training=_with(
-            training, steps=1500, batch=16, eval_every=500, eval_batches=4, watch="ssim"
+            training, steps=2000, batch=16, eval_every=200, eval_batches=4, watch="ssim"
         ),
     )
 

@@ -23,6 +23,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from calm_jax.errors import ConfigError
+from calm_jax.layers import images
 from calm_jax.layers.basic import linear
 from calm_jax.layers.perceiver import Norm
 
@@ -38,6 +39,8 @@ class DecoderConfig:
     channels: tuple[int, ...] = (128, 64, 32, 16)  # of the stages at 2, 4, 8, 16 pixels
     last_channels: int = 16  # from 32 x 32 on
     hidden: tuple[int, ...] = (512,)  # of the MLP; () = one linear map
+    # A bias for every pixel, before the sigmoid; training starts it at the mean frame.
+    pixel_bias: bool = False
 
 
 class Stage(nnx.Module):
@@ -57,11 +60,11 @@ class Stage(nnx.Module):
         self.size = size
 
     def __call__(self, x: Array, z: Array) -> Array:
-        x = jax.nn.gelu(self.conv(upsample(x, 2, 2)))
+        x = jax.nn.gelu(images.upsampled(self.conv, x, 2, 2))
         if self.project is not None:
             s = self.project(z).reshape(z.shape[0], self.size, self.size, -1)
             x = jnp.concatenate([x, s], axis=-1)
-        return jax.nn.gelu(self.fuse(x))
+        return jax.nn.gelu(images.pointwise(self.fuse, x))
 
 
 class MovieDecoder(nnx.Module):
@@ -72,6 +75,9 @@ class MovieDecoder(nnx.Module):
     ) -> None:
         self.norm = Norm(latent, dtype=dtype)
         self.config = config
+        self.bias = nnx.data(None)
+        if config.pixel_bias:
+            self.bias = nnx.Param(jnp.zeros((config.height, config.width)))
         if config.kind == "mlp":
             sizes = (latent, *config.hidden, config.height * config.width)
             self.layers = nnx.List(
@@ -117,31 +123,34 @@ def init(
 
 def frames(decoder: MovieDecoder, z: Array) -> Array:
     """Latents (B, d) -> frames (B, height, width) float32 in [0, 1]; pure."""
-    config = decoder.config
-    z = decoder.norm(z)
+    x = _logits(decoder, decoder.norm(z)).astype(jnp.float32)
+    return jax.nn.sigmoid(x if decoder.bias is None else x + decoder.bias[...])
+
+
+def _logits(decoder: MovieDecoder, z: Array) -> Array:
+    config, x = decoder.config, z
     if config.kind == "mlp":
-        x = z
         for i, layer in enumerate(decoder.layers):
             x = layer(x if i == 0 else jax.nn.gelu(x))
-        return jax.nn.sigmoid(x.astype(jnp.float32)).reshape(-1, config.height, config.width)
+        return x.reshape(-1, config.height, config.width)
     x = z[:, None, None, :]
     for stage in decoder.stages:
         x = stage(x, z)
     for (rows, columns), conv in zip(steps(config), decoder.ups, strict=True):
-        x = jax.nn.gelu(conv(upsample(x, rows, columns)))
-    return jax.nn.sigmoid(decoder.out(x)[..., 0].astype(jnp.float32))
+        x = jax.nn.gelu(images.upsampled(conv, x, rows, columns))
+    return images.upsampled(decoder.out, x)[..., 0]
 
 
-def upsample(x: Array, rows: int, columns: int) -> Array:
-    """Every pixel of (B, h, w, c) repeated: -> (B, h rows, w columns, c)."""
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None], (b, h, rows, w, columns, c))
-    return x.reshape(b, h * rows, w * columns, c)
+def start_at(decoder: MovieDecoder, frame: Array) -> None:
+    """Sets the bias of the pixels so that a decoder whose maps give 0 shows `frame` (H, W)."""
+    p = jnp.clip(frame, 0.02, 0.98)
+    decoder.bias[...] = jnp.log(p / (1 - p))
 
 
 def count(config: DecoderConfig, latent: int) -> int:
     """How many parameters the decoder has."""
     total = 2 * latent  # the norm
+    total += config.height * config.width if config.pixel_bias else 0
     if config.kind == "mlp":
         sizes = (latent, *config.hidden, config.height * config.width)
         return total + sum((a + 1) * b for a, b in itertools.pairwise(sizes))
@@ -166,7 +175,8 @@ def matched(kind: str, like: DecoderConfig, latent: int) -> DecoderConfig:
         return like
     if kind == "mlp":
         pixels = like.height * like.width
-        hidden = max(round((wanted - 2 * latent - pixels) / (latent + 1 + pixels)), 1)
+        rest = wanted - 2 * latent - pixels * (1 + like.pixel_bias)
+        hidden = max(round(rest / (latent + 1 + pixels)), 1)
         return dataclasses.replace(like, kind="mlp", hidden=(hidden,))
     options = [
         dataclasses.replace(

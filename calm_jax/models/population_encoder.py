@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Mapping
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -51,10 +52,13 @@ class EncoderConfig:
     attention_dropout: float = 0.2  # of attention weights
     embedding_scale: float = 0.02  # SD of the initial embeddings
     latent_scale: float | None = None  # SD of the initial latents; None = embedding_scale
-    # Factor on the initial values of the cross-attention of tokens. A mean over hundreds of
-    # tokens hardly depends on any: with 1 (torch_brain) the first thousands of steps only
-    # raise this.
+    # Factor on the initial values of both cross-attentions. A mean over hundreds of tokens
+    # hardly depends on any: with 1 (torch_brain) the first thousands of steps only raise this.
     value_gain: float = 1.0
+    # "concatenated" (torch_brain): [Linear(dF/F), unit embedding]. "modulated": [Linear(dF/F),
+    # dF/F x unit embedding], so that the mean over tokens is a weighted sum of the activity
+    # from the first step, with weights of each cell's own; bounded by the normalisation.
+    token: Literal["concatenated", "modulated"] = "concatenated"
     t_min: float = population_tokens.T_MIN  # s, shortest rotary period
     t_max: float = population_tokens.T_MAX  # s, longest rotary period
 
@@ -162,17 +166,24 @@ class PopulationEncoder(nnx.Module):
         make = lambda rows, width: Embedding(rows, width, scale=cfg.embedding_scale, rngs=rngs)
         how = {"dtype": dtype, "rngs": rngs}
         self.value_map = linear(1, cfg.width // 2, bias=True, scale=1.0, **how)
+        if cfg.token == "modulated":
+            # What does not depend on the activity has to be there, or the normalisation of a
+            # token would leave no more than the sign of its value.
+            constant = jax.random.normal(rngs.params(), (cfg.width // 2,))
+            self.value_map.kernel[...] *= cfg.embedding_scale
+            self.value_map.bias[...] = cfg.embedding_scale * constant
         self.units = make(units + 1, cfg.width // 2)
         self.sessions = make(sessions + 1, cfg.width)
         self.tasks = make(1 + max((i for i, _ in heads.values()), default=0), cfg.width)
         scale = cfg.embedding_scale if cfg.latent_scale is None else cfg.latent_scale
         self.latents = Embedding(cfg.latents_per_step, cfg.width, scale=scale, rngs=rngs)
         self.encoder = Reader(cfg, rotate_values=True, **how)
-        kernel = self.encoder.attention.key_value.kernel
-        half = kernel[...].shape[1] // 2  # keys, then values
-        kernel[...] = kernel[...].at[:, half:].multiply(cfg.value_gain)
         self.blocks = nnx.List([Block(cfg, **how) for _ in range(cfg.depth)])
         self.decoder = Reader(cfg, rotate_values=False, **how)
+        for reader in (self.encoder, self.decoder):
+            kernel = reader.attention.key_value.kernel
+            half = kernel[...].shape[1] // 2  # keys, then values
+            kernel[...] = kernel[...].at[:, half:].multiply(cfg.value_gain)
         self.readouts = nnx.Dict(
             {
                 name: linear(cfg.width, width, bias=True, scale=cfg.width**-0.5, **how)
@@ -250,14 +261,13 @@ def latent_tokens(model: PopulationEncoder, batch: int) -> Array:
 
 
 def embed(model: PopulationEncoder, values: Array, units: Array) -> Array:
-    """Tokens (B, S, width) = [Linear(dF/F), unit embedding] of values and units (B, S)."""
-    return jnp.concatenate(
-        [
-            model.value_map(values.astype(model.dtype)[..., None]),
-            model.units(units, model.dtype),
-        ],
-        axis=-1,
-    )
+    """Tokens (B, S, width) = [Linear(dF/F), unit embedding] of values and units (B, S);
+    with `token` "modulated" the embedding times dF/F."""
+    x = values.astype(model.dtype)[..., None]
+    own = model.units(units, model.dtype)
+    if model.config.token == "modulated":
+        own = own * x
+    return jnp.concatenate([model.value_map(x), own], axis=-1)
 
 
 def encode(

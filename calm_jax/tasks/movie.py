@@ -127,7 +127,15 @@ class MovieReconstruction(Presented):
     def _build(self, key: Array) -> MovieModel:
         a, b = jax.random.split(key)
         made = movie_decoder.init(self.decoder, b, latent=self.encoder.width, dtype=self._dtype)
+        if self.decoder.pixel_bias:
+            movie_decoder.start_at(made, self.mean_frame())
         return MovieModel(self._make_encoder(a), made)
+
+    def mean_frame(self) -> np.ndarray:
+        """(height, width) float32, the mean over the windows of the training part."""
+        label = self.shown["train"].label
+        often = np.bincount(label, minlength=len(self.frames)) / len(label)
+        return np.tensordot(often, self.frames, 1).astype(np.float32)
 
     def _shown(self, part: str) -> Shown:
         return stimuli.movie_shown(

@@ -57,24 +57,32 @@ def test_without_projections_the_latent_enters_once():
     assert all(s.project is None for s in made.stages)
 
 
-def test_upsampling_repeats_pixels():
-    x = jnp.arange(6.0).reshape(1, 2, 3, 1)
-    expected = np.repeat(np.repeat(np.asarray(x), 2, 1), 4, 2)
-    np.testing.assert_array_equal(decoders.upsample(x, 2, 4), expected)
+def test_a_pixel_bias_starts_the_frames_where_it_is_told():
+    for kind in ("unet", "mlp"):
+        config = dataclasses.replace(SMALL, kind=kind, hidden=(5,), pixel_bias=True)
+        made = decoders.init(config, jax.random.key(0), latent=6)
+        frame = np.random.default_rng(0).uniform(0.1, 0.9, (64, 128)).astype(np.float32)
+        decoders.start_at(made, frame)
+        last = made.layers[-1] if kind == "mlp" else made.out
+        last.kernel[...] *= 0.0
+        last.bias[...] *= 0.0
+        shown = decoders.frames(made, jax.random.normal(jax.random.key(1), (2, 6)))
+        np.testing.assert_allclose(shown, np.stack([frame] * 2), atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", ["mlp", "no_skip"])
-@pytest.mark.parametrize("latent", [64, 256])
-def test_matched_decoders_have_as_many_parameters(kind, latent):
-    like = DecoderConfig()
+@pytest.mark.parametrize("latent, bias", [(64, False), (64, True), (256, False)])
+def test_matched_decoders_have_as_many_parameters(kind, latent, bias):
+    like = DecoderConfig(pixel_bias=bias)
     wanted = decoders.count(like, latent)
     found = decoders.count(decoders.matched(kind, like, latent), latent)
     assert abs(found / wanted - 1) < 0.03, (found, wanted)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("kind", ["unet", "no_skip", "mlp"])
-def test_parameters_are_counted(kind):
-    config = dataclasses.replace(SMALL, kind=kind, hidden=(5, 3))
+def test_parameters_are_counted(kind, bias):
+    config = dataclasses.replace(SMALL, kind=kind, hidden=(5, 3), pixel_bias=bias)
     made = jax.eval_shape(lambda k: decoders.init(config, k, latent=6), jax.random.key(0))
     assert decoders.count(config, 6) == sum(x.size for x in jax.tree.leaves(nnx.state(made)))
 

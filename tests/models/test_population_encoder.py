@@ -37,7 +37,7 @@ def make(dtype=jnp.float32, seed=0, config=CONFIG):
 
 
 def test_scales_of_the_start():
-    """Gain and scale change the values of the first attention and the latents, nothing else."""
+    """Gain and scale change the values of cross-attentions and the latents, nothing else."""
     start = lambda config: named(
         nnx.to_pure_dict(
             nnx.state(pe.init(config, jax.random.key(2), units=9, sessions=2, heads=HEADS))
@@ -46,15 +46,32 @@ def test_scales_of_the_start():
     plain = start(CONFIG)
     other = start(dataclasses.replace(CONFIG, value_gain=7.0, latent_scale=0.1))
     changed = {k for k in plain if not np.array_equal(plain[k], other[k])}
-    path = "encoder/attention/key_value/kernel"
-    assert changed == {path, "latents/table"}
-    half = plain[path].shape[1] // 2
-    np.testing.assert_array_equal(other[path][:, :half], plain[path][:, :half])
-    np.testing.assert_allclose(other[path][:, half:], 7 * plain[path][:, half:], rtol=1e-6)
+    paths = {f"{part}/attention/key_value/kernel" for part in ("encoder", "decoder")}
+    assert changed == {*paths, "latents/table"}
+    for path in paths:
+        half = plain[path].shape[1] // 2
+        np.testing.assert_array_equal(other[path][:, :half], plain[path][:, :half])
+        np.testing.assert_allclose(other[path][:, half:], 7 * plain[path][:, half:], rtol=1e-6)
     ratio = 0.1 / CONFIG.embedding_scale
     np.testing.assert_allclose(
         other["latents/table"], ratio * plain["latents/table"], rtol=1e-5
     )
+
+
+def test_modulated_tokens_weigh_the_activity_with_the_embedding():
+    config = dataclasses.replace(CONFIG, token="modulated", embedding_scale=0.03)
+    model = pe.init(config, jax.random.key(0), units=9, sessions=2, heads=HEADS)
+    values, units = jnp.array([[0.0, 2.0, -3.0]]), jnp.array([[4, 4, 7]])
+    out = np.asarray(pe.embed(model, values, units))
+    half = CONFIG.width // 2
+    table = np.asarray(model.units.table[...])
+    np.testing.assert_allclose(out[0, :, half:], [0 * table[4], 2 * table[4], -3 * table[7]])
+    kernel, bias = (np.asarray(x[...]) for x in (model.value_map.kernel, model.value_map.bias))
+    np.testing.assert_allclose(out[0, :, :half], values[0][:, None] * kernel + bias, rtol=1e-5)
+    # A silent cell is a token too: the normalisation has something to divide by.
+    assert np.abs(out[0, 0]).max() > 0.01
+    # All start at one scale.
+    assert 0.3 < np.std(kernel) / 0.03 < 2 and 0.3 < np.std(bias) / 0.03 < 2
 
 
 def sample(seed, frames=5, neurons=4, queries=(1, 1, 3)):
