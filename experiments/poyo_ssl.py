@@ -5,7 +5,7 @@ by the knee of Algorithm S1 and pretrain; half of the animals of the others are 
 Sizes and steps are far below the published ones, and what a few hundred steps ask for differs
 (AdamW, distances of normalised latents, tokens in which activity scales the embedding, frames
 that start at the mean frame: docs/movies.md); the method of the paper at its size is
-poyo_ssl_full. Expected and cost: docs/movies.md.
+poyo_ssl_full. Expected and cost: docs/results.md.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ def experiment() -> VisualExperiment:
         data=Data(name="simulated_visual", visual=TABLE),
         encoder=EncoderConfig(
             width=32, depth=3, head_width=16, cross_heads=2, self_heads=2, latents_per_step=2,
-            latent_step=0.25, embedding_scale=0.03, value_gain=10.0, token="modulated",
-            forward_dropout=0.1, block_dropout=0.0, attention_dropout=0.0,
+            latent_step=0.25, embedding_scale=0.03, value_gain=10.0, query_gain=10.0,
+            token="modulated", forward_dropout=0.1, block_dropout=0.0, attention_dropout=0.0,
         ),
         units=Units(minimum=30),
         # Normalised distances are of order 1, the paper's are not told. At weight 1 two of three

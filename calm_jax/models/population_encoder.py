@@ -52,9 +52,11 @@ class EncoderConfig:
     attention_dropout: float = 0.2  # of attention weights
     embedding_scale: float = 0.02  # SD of the initial embeddings
     latent_scale: float | None = None  # SD of the initial latents; None = embedding_scale
-    # Factor on the initial values of both cross-attentions. A mean over hundreds of tokens
-    # hardly depends on any: with 1 (torch_brain) the first thousands of steps only raise this.
+    # Factors on the initial values of the cross-attention of tokens and of that of queries. A
+    # mean over hundreds of tokens hardly depends on any: with 1 (torch_brain) the first
+    # thousands of steps only raise this.
     value_gain: float = 1.0
+    query_gain: float = 1.0
     # "concatenated" (torch_brain): [Linear(dF/F), unit embedding]. "modulated": [Linear(dF/F),
     # dF/F x unit embedding], so that the mean over tokens is a weighted sum of the activity
     # from the first step, with weights of each cell's own; bounded by the normalisation.
@@ -180,10 +182,10 @@ class PopulationEncoder(nnx.Module):
         self.encoder = Reader(cfg, rotate_values=True, **how)
         self.blocks = nnx.List([Block(cfg, **how) for _ in range(cfg.depth)])
         self.decoder = Reader(cfg, rotate_values=False, **how)
-        for reader in (self.encoder, self.decoder):
+        for reader, gain in ((self.encoder, cfg.value_gain), (self.decoder, cfg.query_gain)):
             kernel = reader.attention.key_value.kernel
             half = kernel[...].shape[1] // 2  # keys, then values
-            kernel[...] = kernel[...].at[:, half:].multiply(cfg.value_gain)
+            kernel[...] = kernel[...].at[:, half:].multiply(gain)
         self.readouts = nnx.Dict(
             {
                 name: linear(cfg.width, width, bias=True, scale=cfg.width**-0.5, **how)

@@ -174,7 +174,7 @@ def save_figure(summary: dict[str, Any], path: Path) -> None:
         return
     with style.look():
         rows = max(sum(t in x["metrics"] for x in summary["lines"]) for t in tasks)
-        size = (style.WIDTH * 1.4, len(tasks) * (0.9 + 0.26 * rows))
+        size = (style.WIDTH * 1.4, len(tasks) * max(2.0, 0.9 + 0.26 * rows))
         figure, axes = plt.subplots(
             len(tasks), 1, figsize=size, squeeze=False, layout="constrained"
         )

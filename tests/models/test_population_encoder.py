@@ -37,21 +37,22 @@ def make(dtype=jnp.float32, seed=0, config=CONFIG):
 
 
 def test_scales_of_the_start():
-    """Gain and scale change the values of cross-attentions and the latents, nothing else."""
+    """Gains and scale change the values of cross-attentions and the latents, nothing else."""
     start = lambda config: named(
         nnx.to_pure_dict(
             nnx.state(pe.init(config, jax.random.key(2), units=9, sessions=2, heads=HEADS))
         )
     )
     plain = start(CONFIG)
-    other = start(dataclasses.replace(CONFIG, value_gain=7.0, latent_scale=0.1))
+    other = start(dataclasses.replace(CONFIG, value_gain=7.0, query_gain=3.0, latent_scale=0.1))
     changed = {k for k in plain if not np.array_equal(plain[k], other[k])}
-    paths = {f"{part}/attention/key_value/kernel" for part in ("encoder", "decoder")}
+    gains = {"encoder": 7, "decoder": 3}
+    paths = {f"{part}/attention/key_value/kernel": gain for part, gain in gains.items()}
     assert changed == {*paths, "latents/table"}
-    for path in paths:
+    for path, gain in paths.items():
         half = plain[path].shape[1] // 2
         np.testing.assert_array_equal(other[path][:, :half], plain[path][:, :half])
-        np.testing.assert_allclose(other[path][:, half:], 7 * plain[path][:, half:], rtol=1e-6)
+        np.testing.assert_allclose(other[path][:, half:], gain * plain[path][:, half:], rtol=1e-6)
     ratio = 0.1 / CONFIG.embedding_scale
     np.testing.assert_allclose(
         other["latents/table"], ratio * plain["latents/table"], rtol=1e-5
