@@ -1,12 +1,14 @@
 """How fast the population encoder trains, beside torch_brain 0.1.2, in one run.
 
     python benchmarks/encoder_speed.py --peer-python OTHER/.venv/bin/python
+    python benchmarks/encoder_speed.py --width 1024 --batch 64 ...    the movie model, on a GPU
 
 Both make the same training step (forward, cross-entropy, backward, LAMB) on the same batch:
 8 windows of 1,500 tokens, single-session size (width 64, 6 blocks, 2 cross and 8 self heads,
 16 latents every 1/8 s). They run in processes of their own and take turns, a few steps each,
 so that both meet the same load of the machine; told are medians and the ratio of pairs.
-Our memory is kept on large pages, as `calm-jax pretrain` does.
+Our memory is kept on large pages, as `calm-jax pretrain` does. Both use a GPU where they see
+one, and multiply float32 matrices as TF32 there (jax's default, switched on for PyTorch).
 
 The peer needs PyTorch and torch_brain 0.1.2 in an environment of its own:
 `pip install torch torch_brain==0.1.2`. Without `--peer-python` we run alone.
@@ -26,24 +28,24 @@ from pathlib import Path
 import numpy as np
 
 PAUSE = 0.5  # s between turns
-BATCH, TOKENS, UNITS, FRAMES, CLASSES = 8, 1500, 50, 30, 8
-SIZES = {"width": 64, "depth": 6, "cross_heads": 2, "self_heads": 8, "latents_per_step": 16}
+TOKENS, UNITS, FRAMES, CLASSES = 1500, 50, 30, 8
+SIZES = {"depth": 6, "cross_heads": 2, "self_heads": 8, "latents_per_step": 16}
 
 
-def batch() -> dict[str, np.ndarray]:
+def batch(size: int) -> dict[str, np.ndarray]:
     """One batch, the same for both: values, units, times (s), classes."""
     rng = np.random.default_rng(0)
     frame, unit = np.divmod(np.arange(TOKENS), UNITS)
-    one = lambda a: np.broadcast_to(a, (BATCH, TOKENS)).copy()
+    one = lambda a: np.broadcast_to(a, (size, TOKENS)).copy()
     return {
-        "values": rng.standard_normal((BATCH, TOKENS)).astype(np.float32),
+        "values": rng.standard_normal((size, TOKENS)).astype(np.float32),
         "units": one(unit + 1),
         "times": one(frame / FRAMES),
-        "classes": rng.integers(0, CLASSES, BATCH),
+        "classes": rng.integers(0, CLASSES, size),
     }
 
 
-def ours(dropout: bool):
+def ours(dropout: bool, width: int, size: int):
     """A function that makes n training steps of calm_jax."""
     import jax
     import optax
@@ -56,7 +58,7 @@ def ours(dropout: bool):
     from calm_jax.training.state import named, with_leaves
 
     prefer_large_pages()
-    config, made = encoders.EncoderConfig(**SIZES), batch()
+    config, made = encoders.EncoderConfig(width=width, **SIZES), batch(size)
     heads = {"grating": (1, CLASSES)}
     model = encoders.init(config, jax.random.key(0), units=UNITS, sessions=1, heads=heads)
     graph, state = nnx.split(model)
@@ -75,7 +77,7 @@ def ours(dropout: bool):
             targets={"grating": made["classes"][b : b + 1].astype(np.int32)},
             weights=np.ones(1, np.float32),
         )
-        for b in range(BATCH)
+        for b in range(size)
     ]
     given = tokens.collate(samples, omega, heads, tokens=(TOKENS,), queries=(1,))
 
@@ -100,14 +102,16 @@ def ours(dropout: bool):
     return run
 
 
-def peer(dropout: bool):
+def peer(dropout: bool, width: int, size: int):
     """A function that makes n training steps of torch_brain."""
     import torch
     from torch_brain.models import CalciumPOYOPlus
     from torch_brain.optim import SparseLamb
     from torch_brain.registry import MODALITY_REGISTRY
 
-    name, made = "drifting_gratings_orientation", batch()
+    name, made = "drifting_gratings_orientation", batch(size)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = True
     spec = dataclasses.replace(MODALITY_REGISTRY[name], id=1)
     torch.manual_seed(0)
     model = CalciumPOYOPlus(
@@ -115,7 +119,7 @@ def peer(dropout: bool):
         readout_specs={name: spec},
         latent_step=0.125,
         num_latents_per_step=SIZES["latents_per_step"],
-        dim=SIZES["width"],
+        dim=width,
         depth=SIZES["depth"],
         dim_head=64,
         cross_heads=SIZES["cross_heads"],
@@ -126,7 +130,7 @@ def peer(dropout: bool):
     )
     model.unit_emb.initialize_vocab([f"u{i}" for i in range(UNITS)])
     model.session_emb.initialize_vocab(["s"])
-    model.train(dropout)
+    model.train(dropout).to(device)
     tables = {id(p) for p in (*model.unit_emb.parameters(), *model.session_emb.parameters())}
     optimizer = SparseLamb(
         [
@@ -142,21 +146,22 @@ def peer(dropout: bool):
         "input_unit_index": torch.as_tensor(made["units"]),
         "input_timestamps": torch.as_tensor(made["times"], dtype=torch.float32),
         "input_values": torch.as_tensor(made["values"])[..., None],
-        "input_mask": torch.ones(BATCH, TOKENS, dtype=torch.bool),
-        "latent_index": torch.arange(per).repeat(8).expand(BATCH, -1),
-        "latent_timestamps": torch.as_tensor(latent_times).expand(BATCH, -1),
-        "output_session_index": torch.ones(BATCH, 1, dtype=torch.long),
-        "output_timestamps": torch.full((BATCH, 1), 0.5),
-        "output_decoder_index": torch.full((BATCH, 1), spec.id, dtype=torch.long),
+        "input_mask": torch.ones(size, TOKENS, dtype=torch.bool),
+        "latent_index": torch.arange(per).repeat(8).expand(size, -1),
+        "latent_timestamps": torch.as_tensor(latent_times).expand(size, -1),
+        "output_session_index": torch.ones(size, 1, dtype=torch.long),
+        "output_timestamps": torch.full((size, 1), 0.5),
+        "output_decoder_index": torch.full((size, 1), spec.id, dtype=torch.long),
     }
-    classes = torch.as_tensor(made["classes"])
+    given = {key: value.to(device) for key, value in given.items()}
+    classes = torch.as_tensor(made["classes"], device=device)
 
     def run(n: int) -> float:
         for _ in range(n):
             optimizer.zero_grad()
             out = model(**given)
             out = out[name] if isinstance(out, dict) else torch.cat([o[name] for o in out])
-            loss = torch.nn.functional.cross_entropy(out.reshape(BATCH, -1), classes)
+            loss = torch.nn.functional.cross_entropy(out.reshape(size, -1), classes)
             loss.backward()
             optimizer.step()
         return float(loss)
@@ -164,9 +169,9 @@ def peer(dropout: bool):
     return run
 
 
-def serve(which: str, dropout: bool) -> None:
+def serve(which: str, dropout: bool, width: int, size: int) -> None:
     """Steps on demand: a number on standard input, seconds and loss as JSON out."""
-    run = {"ours": ours, "peer": peer}[which](dropout)
+    run = {"ours": ours, "peer": peer}[which](dropout, width, size)
     run(2)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -178,9 +183,10 @@ def serve(which: str, dropout: bool) -> None:
 class Worker:
     """A process that makes steps when asked."""
 
-    def __init__(self, python: str, which: str, dropout: bool) -> None:
+    def __init__(self, python: str, which: str, dropout: bool, width: int, size: int) -> None:
         self.process = subprocess.Popen(
             [python, str(Path(__file__).resolve()), "--serve", which]
+            + ["--width", str(width), "--batch", str(size)]
             + ([] if dropout else ["--no-dropout"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -205,11 +211,13 @@ class Worker:
         self.process.wait()
 
 
-def measure(python: str | None, dropout: bool, rounds: int, steps: int) -> None:
+def measure(
+    python: str | None, dropout: bool, width: int, size: int, rounds: int, steps: int
+) -> None:
     """Prints tokens per second of both and their ratio."""
-    workers = {"calm_jax": Worker(sys.executable, "ours", dropout)}
+    workers = {"calm_jax": Worker(sys.executable, "ours", dropout, width, size)}
     if python:
-        workers["torch_brain"] = Worker(python, "peer", dropout)
+        workers["torch_brain"] = Worker(python, "peer", dropout, width, size)
     times = {name: [] for name in workers}
     for turn in range(rounds):
         # Who goes first alternates.
@@ -218,10 +226,11 @@ def measure(python: str | None, dropout: bool, rounds: int, steps: int) -> None:
             times[name].append(workers[name].seconds(steps))
     for worker in workers.values():
         worker.close()
-    print("with dropout" if dropout else "without dropout")
+    kind = "with dropout" if dropout else "without dropout"
+    print(f"{kind}, width {width}, {size} windows of {TOKENS} tokens")
     for name, t in times.items():
-        rate = BATCH * TOKENS / np.median(t)
-        print(f"  {name:12s} {rate:8.0f} tokens/s ({np.median(t):.3f} s/step)")
+        rate = size * TOKENS / np.median(t)
+        print(f"  {name:12s} {rate:8.0f} tokens/s ({np.median(t):.4f} s/step)")
     if python:
         ratio = np.array(times["torch_brain"]) / np.array(times["calm_jax"])
         low, high = np.quantile(ratio, [0.25, 0.75])
@@ -232,16 +241,20 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--peer-python", help="an interpreter with PyTorch and torch_brain")
+    parser.add_argument("--width", type=int, default=64, help="1024: the movie model")
+    parser.add_argument("--batch", type=int, default=8, help="windows")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--no-dropout", action="store_true", help=argparse.SUPPRESS)
     known = parser.parse_args()
     if known.serve:
-        serve(known.serve, not known.no_dropout)
+        serve(known.serve, not known.no_dropout, known.width, known.batch)
         return
     for dropout in (True, False):
-        measure(known.peer_python, dropout, known.rounds, known.steps)
+        measure(
+            known.peer_python, dropout, known.width, known.batch, known.rounds, known.steps
+        )
 
 
 if __name__ == "__main__":

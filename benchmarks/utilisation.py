@@ -1,10 +1,13 @@
-"""How much of the machine's f32 matmul peak a training step reaches.
+"""How much of the machine's matmul peak a training step reaches.
 
     python -m benchmarks.utilisation [--experiment calm_base] [--steps 12]
+    python -m benchmarks.utilisation --experiment calm_paper --neurons 512 --frames 200
 
 In one run: the best rate of several large matrix products through jax, then the
 tokenizer step and the dual-axis step (loss, gradient and optimiser, the step of
-calm_jax.training) on synthetic batches of the experiment's shapes. Medians.
+calm_jax.training) on synthetic batches of the experiment's shapes, or of the neurons,
+frames and windows that are asked for. Medians. The peak is that of the type that the step
+computes in: float32 on CPUs, bfloat16 where the experiment's precision makes it so.
 
 Multiply-adds count as two FLOPs, and only those of matrix products are counted
 ("analytic"); a step is three times its forward pass (gradients with respect to inputs
@@ -49,15 +52,21 @@ from calm_jax.tasks.next_code import NextCode
 from calm_jax.tasks.tokenization import Tokenization
 from calm_jax.training.mesh import make_mesh, replicate, shard_batch
 from calm_jax.training.optimizers import make_optimizer
+from calm_jax.training.precision import compute_dtype
 from calm_jax.training.state import create
 from calm_jax.training.step import make_step
 
 
-def matmul_peak(sizes: tuple[int, ...] = (1024, 1536, 2048, 3072), repeats: int = 6) -> float:
-    """The best f32 rate of A @ B in FLOP/s."""
+def matmul_peak(
+    dtype: Any = jnp.float32, sizes: tuple[int, ...] | None = None, repeats: int = 6
+) -> float:
+    """The best rate of A @ B in FLOP/s; float32 as jax multiplies it by default (TF32 on GPUs)."""
     product, best = jax.jit(jnp.matmul), 0.0
+    if sizes is None:
+        small = jax.default_backend() == "cpu"
+        sizes = (1024, 1536, 2048, 3072) if small else (4096, 8192, 12288)
     for n in sizes:
-        a = jax.random.normal(jax.random.key(n), (n, n), jnp.float32)
+        a = jax.random.normal(jax.random.key(n), (n, n), dtype)
         product(a, a).block_until_ready()
         for _ in range(repeats):
             start = time.perf_counter()
@@ -114,17 +123,17 @@ def tokenizer_flops(c: config.Tokenizer, rows: int, t: int) -> float:
     return total
 
 
-def synthetic(e: config.Experiment) -> Prepared:
+def synthetic(e: config.Experiment, neurons: int | None, frames: int | None) -> Prepared:
     """Noise in the shapes of the experiment's simulation: one session, a few trials."""
     s = e.data.simulation
-    trials = 24
+    neurons, frames, trials = neurons or s.neurons, frames or s.frames, 24
     rng = np.random.default_rng(0)
-    start = np.arange(trials) * s.frames
+    start = np.arange(trials) * frames
     session = Session(
-        rng.normal(size=(trials * s.frames, s.neurons)).astype(np.float32),
+        rng.standard_normal((trials * frames, neurons), np.float32),
         rate=1 / s.dt,
         session="synthetic",
-        trials=Trials(start, start + s.frames),
+        trials=Trials(start, start + frames),
     )
     store = MemoryStore([session])
     split = make_split(store, e.split)
@@ -160,8 +169,12 @@ def measure(task: Any, training: config.Training, steps: int) -> tuple[float, fl
 def show(name: str, peak: float, flops: float, found: tuple, windows: int, frames: int) -> None:
     """Prints the figures of one step."""
     wall, processor, xla, _ = found
+    device = jax.devices()[0].memory_stats() or {}
+    most = device.get("peak_bytes_in_use")
     print(f"{name}")
     print(f"  {wall:.4f} s a step ({processor:.4f} s of processor time)")
+    if most:
+        print(f"  {most / 2**30:.2f} GiB of device memory at most")
     print(f"  {windows / wall:.1f} windows/s, {frames / wall:.3g} neuron-frames/s")
     for label, count in (("analytic", flops), ("XLA", xla)):
         rate = count / wall
@@ -191,21 +204,36 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--experiment", help="name or file; default calm_base")
     parser.add_argument("--steps", type=int, default=12, help="steps measured")
+    parser.add_argument("--neurons", type=int, help="default: as the experiment's simulation")
+    parser.add_argument("--frames", type=int, help="of a trial; default: likewise")
+    parser.add_argument("--windows", type=int, help="of a batch; default: as the experiment")
     parser.add_argument("--default-memory", action="store_true", help="without calm_jax.allocator")
     args = parser.parse_args(argv)
     if not args.default_memory:
         prefer_large_pages()
     compilation.enable()
-    run(choose(args.experiment), args.steps, matmul_peak)
+    e = choose(args.experiment)
+    if args.windows:
+        own = dataclasses.replace(e.transformer_training, batch=args.windows)
+        e = dataclasses.replace(e, transformer_training=own)
+    run(e, args.steps, matmul_peak, args.neurons, args.frames)
 
 
-def run(e: config.Experiment, steps: int, peak_of: Callable[[], float]) -> None:
+def run(
+    e: config.Experiment,
+    steps: int,
+    peak_of: Callable[..., float],
+    neurons: int | None = None,
+    frames: int | None = None,
+) -> None:
     """Measures and prints everything."""
-    peak = peak_of()
     device = jax.devices()[0]
     print(f"{e.name} on {device.device_kind} ({device.platform}), {jax.device_count()} device(s)")
-    print(f"f32 matmul peak {peak / 1e9:.1f} GFLOP/s")
-    prepared = synthetic(e)
+    types = [compute_dtype(t.precision) for t in (e.tokenizer_training, e.transformer_training)]
+    peaks = {d: peak_of(d) for d in dict.fromkeys(types)}
+    for d, found in peaks.items():
+        print(f"{jnp.dtype(d).name} matmul peak {found / 1e9:.1f} GFLOP/s")
+    prepared = synthetic(e, neurons, frames)
     c = e.tokenizer
 
     task = Tokenization(c, e.tokenizer_training, prepared, seed=0, steps=10_000)
@@ -214,7 +242,7 @@ def run(e: config.Experiment, steps: int, peak_of: Callable[[], float]) -> None:
     t = frames // c.patch
     flops = 3 * tokenizer_flops(c, traces * t, t)
     show(f"tokenizer step: {traces} traces x {frames} frames, width {c.width}, {c.layers} layers",
-         peak, flops, found, traces, traces * frames)
+         peaks[types[0]], flops, found, traces, traces * frames)
 
     # Encoded tokens: the exported data set needs a run, and costs a step nothing.
     d = dataclasses.replace(e.transformer, tokens="encoded")
@@ -227,7 +255,7 @@ def run(e: config.Experiment, steps: int, peak_of: Callable[[], float]) -> None:
     flops = forward * (4 if d.scheduled_probability else 3) + encoder_flops(c, b * t * n, t)
     show(f"dual-axis step: {b} windows x {n} neurons x {t} steps, width {d.width}, "
          f"{d.layers} layers, {d.mixing} mixing",
-         peak, flops, found, b, b * n * frames)
+         peaks[types[1]], flops, found, b, b * n * frames)
 
 
 if __name__ == "__main__":

@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+import jaxlib
 
 _EMITTERS = "xla_cpu_use_fusion_emitters"
+_GPU_FLAGS = {"xla_gpu_enable_triton_gemm": "false", "xla_gpu_autotune_level": "0"}
 
 
 def enable(environ: os._Environ | dict = os.environ) -> Path | None:
@@ -45,23 +47,40 @@ def enable(environ: os._Environ | dict = os.environ) -> Path | None:
 def prepare(kind: str, environ: os._Environ | dict = os.environ) -> None:
     """Flags of XLA for `Experiment.compilation`; to be set before JAX starts.
 
-    XLA's newer code generator for CPUs makes faster programs in twice the time. A flag
-    that the user has set stays.
+    XLA's newer code generator for CPUs makes faster programs in twice the time; on GPUs the
+    search for the fastest matrix products takes most of it. A flag that the user has set
+    stays. jaxlib 0.11 has no other generator for CPUs, and a process ends at a flag that its
+    jaxlib does not know.
     """
+    if kind != "quick":
+        return
     flags = environ.get("XLA_FLAGS", "")
-    if kind == "quick" and _EMITTERS not in flags:
-        environ["XLA_FLAGS"] = f"{flags} --{_EMITTERS}=false".strip()
+    own = dict(_GPU_FLAGS)
+    if _has_emitters(jaxlib.__version__):
+        own[_EMITTERS] = "false"
+    new = [f"--{name}={value}" for name, value in own.items() if name not in flags]
+    if new:
+        environ["XLA_FLAGS"] = " ".join([flags, *new]).strip()
 
 
 @contextlib.contextmanager
 def effort(kind: str) -> Iterator[None]:
-    """Programs compiled inside are optimised as `Experiment.compilation` says."""
+    """Programs compiled inside are optimised as `Experiment.compilation` says.
+
+    CPUs only: on GPUs what takes long is left out by `prepare`.
+    """
     before = jax.config.read("jax_disable_most_optimizations")
-    jax.config.update("jax_disable_most_optimizations", before or kind == "quick")
+    less = kind == "quick" and jax.default_backend() == "cpu"
+    jax.config.update("jax_disable_most_optimizations", before or less)
     try:
         yield
     finally:
         jax.config.update("jax_disable_most_optimizations", before)
+
+
+def _has_emitters(version: str) -> bool:
+    """Whether this jaxlib lets the older code generator for CPUs be chosen."""
+    return tuple(int(x) for x in version.split(".")[:2]) < (0, 11)
 
 
 def _machine() -> str:

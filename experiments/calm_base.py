@@ -79,7 +79,7 @@ def experiment() -> Experiment:
             scheduled_probability=0.0,
         ),
         transformer_training=Training(
-            steps=220,
+            steps=300,
             batch=8,
             window=100,
             learning_rate=2e-3,
@@ -87,7 +87,7 @@ def experiment() -> Experiment:
             weight_decay=1e-3,
             ema=0.98,
             log_every=10,
-            eval_every=55,
+            eval_every=75,
         ),
         alternative=Alternative(
             rule="shared_map_wins",

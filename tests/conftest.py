@@ -12,6 +12,8 @@ from calm_jax import compilation
 
 # A float32 that silently becomes float64 or bfloat16 is an error in tests.
 jax.config.update("jax_numpy_dtype_promotion", "strict")
+# Nor may a GPU multiply float32 as TF32, whose error of 1e-3 is above the tolerances.
+jax.config.update("jax_default_matmul_precision", "highest")
 compilation.prepare("quick")
 compilation.enable()
 

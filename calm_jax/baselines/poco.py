@@ -24,7 +24,7 @@ from calm_jax.baselines.networks import Given, Sizes, anchored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.errors import ConfigError
 from calm_jax.layers.attention import SelfAttention
-from calm_jax.layers.basic import FeedForward, layer_norm, linear
+from calm_jax.layers.basic import FeedForward, layer_norm, linear, normal, normal_start
 from calm_jax.layers.cross_attention import CrossAttention
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
@@ -76,12 +76,12 @@ class POCO(nnx.Module):
                 found=f"width {width}, heads {heads}",
             )
         table = lambda rows: nnx.Embed(  # noqa: E731
-            rows, width, embedding_init=nnx.initializers.normal(0.02), rngs=rngs
+            rows, width, embedding_init=normal_start(0.02), rngs=rngs
         )
         make = lambda i, o: linear(i, o, bias=True, scale=i**-0.5, rngs=rngs)  # noqa: E731
         self.segment = make(token, width)
         self.unit, self.session = table(sizes.rows), table(sizes.sessions)
-        self.latents = nnx.Param(0.02 * jax.random.normal(rngs.params(), (latents, width)))
+        self.latents = nnx.Param(0.02 * normal(rngs.params(), (latents, width)))
         self.read = CrossAttention(width, heads, rngs=rngs)
         self.mix = nnx.List([Latents(width, heads, rngs=rngs) for _ in range(layers)])
         self.ask = CrossAttention(width, heads, rngs=rngs)

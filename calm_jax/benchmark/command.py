@@ -147,13 +147,14 @@ def _result(job: Job, mark: str) -> tuple[dict[str, Any], bool]:
 
 
 def child(
-    module: str, text: str, out: Path, identity: str, budget_seconds: float
+    module: str, text: str, out: Path, identity: str, budget_seconds: float, shared: bool = False
 ) -> tuple[dict[str, Any], bool]:
     """What a process of its own writes to `out`, or what an earlier one left there.
 
     Args:
       module: run as `python -m module JOB`, with the `text` in the file JOB.
       identity: of the result; a file with another one is made anew.
+      shared: others run beside it, so that it may not take a GPU's memory for itself.
 
     Returns:
       the result (with `error` when it failed), and whether it is fresh.
@@ -173,6 +174,8 @@ def child(
     # Modules are found where this process found them.
     modules = os.pathsep.join(str(Path(p).resolve()) for p in sys.path if Path(p).is_dir())
     environment = {**os.environ, "PYTHONPATH": modules}
+    if shared:
+        environment.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
         done = subprocess.run(
             words, env=environment, stdout=2, timeout=budget_seconds + _PATIENCE

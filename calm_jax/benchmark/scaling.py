@@ -7,6 +7,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Callable, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,7 @@ def scaling(
     held_out: int = 4,
     budget_seconds: float = 600.0,
     seeds: int = 1,
+    jobs: int = 1,
     experiment: str = "calm_base",
     source: str | None = None,
     store: str | None = None,
@@ -61,7 +63,8 @@ def scaling(
 ) -> Study:
     """Trains CalM on more and more sessions, and with more and more width; see docs.
 
-    A finished point is kept in the folder `<out>.parts` and not run again.
+    A finished point is kept in the folder `<out>.parts` and not run again. `jobs` points are
+    trained side by side; they share the machine, so a budget holds fewer steps.
 
     Raises:
       CalmError: for what cannot be read; RunError when a point failed, after the outputs
@@ -88,19 +91,27 @@ def scaling(
     ]
     found: list[Row] = []
     failed: dict[str, str] = {}
-    for number, point in enumerate(points, 1):
-        title = f"{point.name}, seed {point.seed}" if point.size else point.name
-        result, fresh = command.child(
+
+    def trained(point: Point) -> tuple[dict[str, Any], bool]:
+        return command.child(
             "calm_jax.benchmark.scaling_worker", point.dumps(), Path(point.out),
-            _identity(point, mark), budget_seconds,
+            _identity(point, mark), budget_seconds, shared=jobs > 1,
         )  # fmt: skip
-        if "error" in result:
-            failed[title] = result["error"]
-            say(f"[{number}/{len(points)}] {title}: {result['error']}")
-            continue
-        found += [Row(**{**r, "value": float("nan") if r["value"] is None else r["value"]})
-                  for r in result["rows"]]  # fmt: skip
-        say(f"[{number}/{len(points)}] {title}" + ("" if fresh else " (done before)"))
+
+    pool = futures.ThreadPoolExecutor(jobs)
+    try:
+        for number, (point, done) in enumerate(zip(points, pool.map(trained, points)), 1):
+            result, fresh = done
+            title = f"{point.name}, seed {point.seed}" if point.size else point.name
+            if "error" in result:
+                failed[title] = result["error"]
+                say(f"[{number}/{len(points)}] {title}: {result['error']}")
+                continue
+            found += [Row(**{**r, "value": float("nan") if r["value"] is None else r["value"]})
+                      for r in result["rows"]]  # fmt: skip
+            say(f"[{number}/{len(points)}] {title}" + ("" if fresh else " (done before)"))
+    finally:
+        pool.shutdown(cancel_futures=True)  # an interrupt starts no further point
     if "references" in failed or not any(r["method"].startswith("calm") for r in found):
         raise RunError("nothing to compare", where=out, found=next(iter(failed.values())))
     groups = {

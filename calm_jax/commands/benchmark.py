@@ -12,7 +12,10 @@ from calm_jax.errors import ConfigError
 TEXT = "compare forecasters fairly; or skill against sessions and width"
 WHAT = ("forecast", "scaling")
 
-_OWN = {"forecast": ("protocol", "methods", "run"), "scaling": ("sessions", "widths", "held_out")}
+_OWN = {
+    "forecast": ("protocol", "methods", "run"),
+    "scaling": ("sessions", "widths", "held_out", "jobs"),
+}
 
 
 def add(p: argparse.ArgumentParser) -> None:
@@ -41,6 +44,9 @@ def add(p: argparse.ArgumentParser) -> None:
     )
     p.add_argument(
         "--held-out", type=int, metavar="N", help="scaling: sessions only tested; default: 4"
+    )
+    p.add_argument(
+        "--jobs", type=count, metavar="N", help="scaling: points trained side by side; default: 1"
     )
     p.add_argument("--experiment", default="calm_base", metavar="EXP", help="default: calm_base")
     p.add_argument(

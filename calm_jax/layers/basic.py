@@ -6,11 +6,18 @@ means evaluation. Parameters are float32; `dtype` is the type computed in.
 
 from __future__ import annotations
 
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+
+_DRAWS = (2**12, 2**16, 2**20)
 
 
 def dropout(x: Array, rate: float, key: Array | None) -> Array:
@@ -48,17 +55,61 @@ def linear(
         inputs,
         outputs,
         use_bias=bias,
-        kernel_init=nnx.initializers.truncated_normal(scale),
+        kernel_init=truncated_normal(scale),
         dtype=dtype,
         rngs=rngs,
     )
 
 
+def normal(key: Array, shape: Sequence[int], cut: float | None = None) -> Array:
+    """Standard normal numbers, cut at +-`cut`; those of `jax.random` with the same key.
+
+    A program that draws takes most of a second to compile, and each shape has one. Elements
+    depend on their index alone (partitionable threefry), so few sizes are drawn and cut.
+    """
+    size = math.prod(shape)
+    drawn = next((n for n in _DRAWS if n >= size), 1 << max(size - 1, 0).bit_length())
+    return _draw(key, drawn, cut)[:size].reshape(shape)
+
+
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _draw(key: Array, size: int, cut: float | None) -> Array:
+    if cut is None:
+        return jax.random.normal(key, (size,), jnp.float32)
+    return jax.random.truncated_normal(key, -cut, cut, (size,), jnp.float32)
+
+
+def normal_start(scale: float) -> Callable[..., Array]:
+    """An initialiser: N(0, scale^2)."""
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32, **_: Any) -> Array:
+        return normal(key, shape).astype(dtype) * jnp.asarray(scale, dtype)
+
+    return init
+
+
+def truncated_normal(scale: float) -> Callable[..., Array]:
+    """An initialiser: N(0, scale^2) cut at two SD."""
+
+    def init(key: Array, shape: Sequence[int], dtype: DTypeLike = jnp.float32, **_: Any) -> Array:
+        return normal(key, shape, 2.0).astype(dtype) * jnp.asarray(scale, dtype)
+
+    return init
+
+
+class LayerNorm(nnx.LayerNorm):
+    """flax's; in bfloat16 it relies on implicit promotion to float32, which strict types forbid."""
+
+    def __call__(self, x: Array) -> Array:
+        with jax.numpy_dtype_promotion("standard"):
+            return super().__call__(x)
+
+
 def layer_norm(
     width: int, *, rngs: nnx.Rngs, dtype: DTypeLike = jnp.float32
-) -> nnx.LayerNorm:
+) -> LayerNorm:
     """Layer normalisation with scale, no bias; statistics in float32."""
-    return nnx.LayerNorm(
+    return LayerNorm(
         width, use_bias=False, epsilon=1e-5, dtype=dtype, rngs=rngs
     )
 

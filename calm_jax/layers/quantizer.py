@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
+from calm_jax.layers.basic import normal
+
 
 class CodebookState(nnx.Variable):
     """State of a codebook that no gradient reaches; not an `nnx.Param`."""
@@ -28,7 +30,7 @@ class Quantizer(nnx.Module):
     """
 
     def __init__(self, codes: int, width: int, *, learned: bool, rngs: nnx.Rngs):
-        start = jax.random.normal(rngs.params(), (codes, width), jnp.float32)
+        start = normal(rngs.params(), (codes, width))
         self.codebook = nnx.Param(start) if learned else CodebookState(start)
         self.counts = CodebookState(jnp.ones((codes,), jnp.float32))
         self.sums = CodebookState(jnp.array(start))

@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from calm_jax.layers.basic import dropout, linear
+from calm_jax.layers.basic import dropout, linear, normal
 from calm_jax.models import tokenizer as tokenizers
 from calm_jax.models.dual_axis import DualAxisTransformer, Tokens, features
 
@@ -55,7 +55,7 @@ class Head(nnx.Module):
         size, scale = unfold * outputs * rank, width**-0.5
         self.u = linear(width, size, scale=scale, rngs=rngs)
         self.v = linear(width, size, scale=scale, rngs=rngs) if gated else None
-        self.rows = nnx.Param(0.1 * jax.random.normal(rngs.params(), (neurons, outputs, rank)))
+        self.rows = nnx.Param(0.1 * normal(rngs.params(), (neurons, outputs, rank)))
         self.bias = nnx.Param(jnp.zeros((outputs,)))
         taps = jnp.zeros((kernel, outputs)).at[kernel - 1 - future].set(1.0)
         self.smooth = nnx.Param(taps)

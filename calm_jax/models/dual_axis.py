@@ -17,7 +17,7 @@ from jax.typing import DTypeLike
 
 from calm_jax.config import DualAxis
 from calm_jax.layers.attention import Cache, SelfAttention
-from calm_jax.layers.basic import FeedForward, dropout, layer_norm, split_key
+from calm_jax.layers.basic import FeedForward, dropout, layer_norm, normal_start, split_key
 from calm_jax.layers.mixing import make_mixing
 from calm_jax.models import inferred
 from calm_jax.models.readouts import FrameReadout
@@ -151,7 +151,7 @@ class DualAxisTransformer(nnx.Module):
         embed = lambda rows, width=config.width: nnx.Embed(  # noqa: E731
             rows,
             width,
-            embedding_init=nnx.initializers.normal(0.02),
+            embedding_init=normal_start(0.02),
             dtype=dtype,
             rngs=rngs,
         )

@@ -18,7 +18,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from calm_jax.errors import ConfigError
-from calm_jax.layers.basic import linear
+from calm_jax.layers.basic import linear, normal
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class MlpEncoder(nnx.Module):
     ) -> None:
         shape = (units + 1, config.bins, config.first)
         # About 50 units with 10 frames each are summed.
-        self.table = nnx.Param(0.05 * jax.random.normal(rngs.params(), shape))
+        self.table = nnx.Param(0.05 * normal(rngs.params(), shape))
         sizes = (config.first, *config.hidden, config.width)
         self.layers = nnx.List(
             [linear(a, b, bias=True, dtype=dtype, scale=a**-0.5, rngs=rngs)

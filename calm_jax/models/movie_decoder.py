@@ -24,7 +24,7 @@ from jax.typing import DTypeLike
 
 from calm_jax.errors import ConfigError
 from calm_jax.layers import images
-from calm_jax.layers.basic import linear
+from calm_jax.layers.basic import linear, truncated_normal
 from calm_jax.layers.perceiver import Norm
 
 
@@ -216,5 +216,5 @@ def check(config: DecoderConfig) -> None:
 def _conv(inputs: int, outputs: int, size: int, *, dtype: DTypeLike, rngs: nnx.Rngs) -> nnx.Conv:
     return nnx.Conv(
         inputs, outputs, (size, size), dtype=dtype, rngs=rngs,
-        kernel_init=nnx.initializers.truncated_normal((2 / (size * size * inputs)) ** 0.5),
+        kernel_init=truncated_normal((2 / (size * size * inputs)) ** 0.5),
     )  # fmt: skip

@@ -28,7 +28,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from calm_jax.errors import ConfigError
-from calm_jax.layers.basic import dropout, linear, split_key
+from calm_jax.layers.basic import dropout, linear, normal, split_key
 from calm_jax.layers.perceiver import GatedForward, RotaryCrossAttention, RotarySelfAttention
 from calm_jax.recordings import population_tokens
 
@@ -77,7 +77,7 @@ class Embedding(nnx.Module):
     """
 
     def __init__(self, rows: int, width: int, *, scale: float, rngs: nnx.Rngs) -> None:
-        self.table = nnx.Param(scale * jax.random.normal(rngs.params(), (rows, width)))
+        self.table = nnx.Param(scale * normal(rngs.params(), (rows, width)))
         self.added = nnx.data(None)
 
     def rows(self) -> Array:
@@ -171,7 +171,7 @@ class PopulationEncoder(nnx.Module):
         if cfg.token == "modulated":
             # What does not depend on the activity has to be there, or the normalisation of a
             # token would leave no more than the sign of its value.
-            constant = jax.random.normal(rngs.params(), (cfg.width // 2,))
+            constant = normal(rngs.params(), (cfg.width // 2,))
             self.value_map.kernel[...] *= cfg.embedding_scale
             self.value_map.bias[...] = cfg.embedding_scale * constant
         self.units = make(units + 1, cfg.width // 2)
@@ -381,7 +381,7 @@ def append(
         table.added = nnx.data(None)
         if rows:
             width = table.table[...].shape[1]
-            table.added = nnx.Param(scale * jax.random.normal(own, (rows, width)))
+            table.added = nnx.Param(scale * normal(own, (rows, width)))
     return model
 
 

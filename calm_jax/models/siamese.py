@@ -19,7 +19,7 @@ from flax import nnx
 from jax import Array
 
 from calm_jax.errors import ConfigError
-from calm_jax.layers.basic import split_key
+from calm_jax.layers.basic import normal, split_key
 from calm_jax.models import population_encoder as encoders
 from calm_jax.models.population_encoder import EncoderConfig, PopulationEncoder
 
@@ -47,7 +47,7 @@ class Siamese(nnx.Module):
     def __init__(self, encoder: PopulationEncoder, *, rngs: nnx.Rngs) -> None:
         self.encoder = encoder
         scale = encoder.config.embedding_scale
-        self.mask = nnx.Param(scale * jax.random.normal(rngs.params(), (encoder.config.width,)))
+        self.mask = nnx.Param(scale * normal(rngs.params(), (encoder.config.width,)))
 
 
 def init(

@@ -14,7 +14,6 @@ import optax
 from flax import nnx
 from jax import Array
 
-from calm_jax import compilation
 from calm_jax import config as configs
 from calm_jax.errors import ConfigError
 from calm_jax.models import mlp_encoder
@@ -171,7 +170,6 @@ class Presented:
                     found=f"{self.encoder.window} s",
                 )
         self._graph = nnx.graphdef(jax.eval_shape(self._build, jax.random.key(0)))
-        self._start = jax.jit(lambda key: nnx.to_pure_dict(nnx.split(self._build(key))[1]))
 
     # -- model ---------------------------------------------------------------------
 
@@ -191,8 +189,7 @@ class Presented:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, {}), the encoder's from the pretrained ones where they were given."""
-        with compilation.effort("quick"):  # it runs once: half a minute of compilation less
-            params = self._start(key)
+        params = nnx.to_pure_dict(nnx.split(self._build(key))[1])
         if self.pretrained is not None:
             params = transferred(
                 params, self.pretrained, rows=self.tuning.rows, fresh=self.fresh

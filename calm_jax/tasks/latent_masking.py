@@ -110,7 +110,6 @@ class LatentMasking:
         self._dtype = compute_dtype(training.precision)
         self._graph = nnx.graphdef(jax.eval_shape(self._init, jax.random.key(0)))
         self._omega = tokens.frequencies(encoder.head_width, encoder.t_min, encoder.t_max)
-        self._start = jax.jit(lambda key: nnx.to_pure_dict(nnx.split(self._init(key))[1]))
         self._score = jax.jit(self._scores)
 
     # -- recordings ----------------------------------------------------------------
@@ -167,7 +166,7 @@ class LatentMasking:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, {})."""
-        return self._start(key), {}
+        return nnx.to_pure_dict(nnx.split(self._init(key))[1]), {}
 
     def model(self, params: dict) -> siamese.Siamese:
         """The model of a training state."""

@@ -176,7 +176,6 @@ class NextCode:
         most = max(s.n_neurons for s in prepared.store.sessions)
         self.neurons = min(config.neurons_per_trial, bucket(most, 8))
         self._score = jax.jit(self._evaluate)
-        self._start = jax.jit(lambda key: nnx.to_pure_dict(nnx.state(self._init(key), nnx.Param)))
 
     # -- model ---------------------------------------------------------------------
 
@@ -194,7 +193,7 @@ class NextCode:
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, {}); the frozen tokenizer travels as `extra`, so that it is not
         compiled into the step as a constant."""
-        params = self._start(key)
+        params = nnx.to_pure_dict(nnx.state(self._init(key), nnx.Param))
         if self.config.linear_start:
             params["readout"]["linear"]["kernel"] = self._fitted_map()
         return params, nnx.to_pure_dict(self._tokenizer)

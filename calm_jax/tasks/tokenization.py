@@ -72,7 +72,6 @@ class Tokenization:
             )
         self._dtype = compute_dtype(training.precision)
         self._graph = nnx.graphdef(jax.eval_shape(self._init, jax.random.key(0)))
-        self._start = jax.jit(self._split)
         ranges = {part: prepared.splits.ranges(part) for part in ("train", "valid")}
         self._usable = _usable_neurons(prepared)
         # Sessions without a usable neuron give no windows.
@@ -102,9 +101,6 @@ class Tokenization:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, extra): what gradients train, and the moving-average codebook."""
-        return self._start(key)
-
-    def _split(self, key: Array) -> tuple[dict, dict]:
         _, params, extra = nnx.split(self._init(key), nnx.Param, ...)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(extra)
 

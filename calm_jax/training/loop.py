@@ -367,7 +367,7 @@ class _Run:
 
     def _check_finite(self) -> None:
         state: State = jax.tree.unflatten(self.treedef, self.leaves)
-        if int(state.bad) >= 0 or not bool(all_finite(self.leaves)):
+        if int(state.bad) >= 0 or not all_finite(self.leaves):
             self._stop_bad(int(state.bad) if int(state.bad) >= 0 else self.progress.step - 1)
 
     def _save(self) -> None:

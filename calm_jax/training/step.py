@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
@@ -86,8 +87,11 @@ def _same_types(new: list[Array], old: list[Array]) -> list[Array]:
     return [jax.lax.convert_element_type(a, b.dtype) for a, b in zip(new, old)]
 
 
-@jax.jit
-def all_finite(leaves: list[Array]) -> Array:
-    """() bool, whether every floating-point leaf is finite."""
-    checks = [jnp.isfinite(x).all() for x in leaves if jnp.issubdtype(x.dtype, jnp.floating)]
-    return jnp.stack(checks).all() if checks else jnp.bool_(True)
+def all_finite(leaves: list[Array]) -> bool:
+    """Whether every floating-point leaf of a replicated state is finite; on the host, where a
+    program over hundreds of leaves need not be compiled."""
+    return all(
+        bool(np.isfinite(np.asarray(x.addressable_data(0))).all())
+        for x in leaves
+        if jnp.issubdtype(x.dtype, jnp.floating)
+    )

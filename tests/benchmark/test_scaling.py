@@ -62,6 +62,7 @@ def test_mistakes_are_named(tmp_path, capsys):
         (["scalin", *out], "Did you mean scaling?"),
         (["scaling", *out, "--methods", "all"], "--methods does not belong"),
         (["forecast", *out, "--sessions", "1"], "--sessions does not belong"),
+        (["forecast", *out, "--jobs", "2"], "--jobs does not belong"),
         (["scaling", *out, "--experiment", "calm_tiny", "--widths", "33"], "heads do not divide"),
     ):
         assert cli.main(["benchmark", *words]) == 2
@@ -77,7 +78,8 @@ def test_end_to_end_and_finished_points_are_kept(tmp_path, capsys):
     out = tmp_path / "out.json"
     words = ["benchmark", "scaling", "--data", str(place), "--experiment", "calm_tiny"]
     words += ["--sessions", "2", "--widths", "32", "--held-out", "1", "--budget-seconds", "1"]
-    words += ["--seeds", "1", "--json", str(out), "--figure", str(tmp_path / "f.png")]
+    words += ["--seeds", "1", "--jobs", "2", "--json", str(out)]
+    words += ["--figure", str(tmp_path / "f.png")]
     assert cli.main(words) == 0
     found = rows.read(out)
     assert {r["method"] for r in found} == {

@@ -67,6 +67,15 @@ def test_is_a_task():
     assert isinstance(_task(), Task)
 
 
+def test_bfloat16_needs_no_implicit_promotion():
+    # GPUs compute in it by default, and tests have strict types.
+    whole, half = _task(precision="float32"), _task(precision="bfloat16")
+    params, extra = whole.init(jax.random.key(0))
+    batch = jax.tree.map(jnp.asarray, whole.batch(0))
+    value = lambda task: task.loss(params, extra, batch, jax.random.key(1), jnp.int32(0))[0]
+    np.testing.assert_allclose(value(half), value(whole), rtol=0.05)
+
+
 def test_eq_9_equals_hand_computed_terms():
     task, loss, params, extra = _ready()
     batch = task.batch(0)

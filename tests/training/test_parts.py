@@ -12,9 +12,10 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -29,6 +30,7 @@ from calm_jax.training.optimizers import learning_rate, make_optimizer, update_a
 from calm_jax.training.precision import compute_dtype
 from calm_jax.training.prefetch import Prefetch
 from calm_jax.training.state import named, trained, with_leaves
+from calm_jax.training.step import all_finite
 
 
 @given(
@@ -73,6 +75,66 @@ def test_weight_decay_only_where_wanted():
     np.testing.assert_array_equal(updates["norm/scale"], 0.0)
 
 
+@given(
+    shapes=st.lists(
+        st.lists(st.integers(1, 4), max_size=3).map(tuple), min_size=1, max_size=5
+    ),
+    clip=st.sampled_from([None, 0.5]),
+)
+@settings(max_examples=10)
+def test_one_vector_for_all_parameters_changes_no_number(shapes, clip):
+    """Against optax with an optimiser state per parameter, three steps."""
+    training = Training(learning_rate=0.1, warmup_fraction=0.0, weight_decay=0.2, clip=clip)
+    rng = np.random.default_rng(len(shapes))
+    draw = lambda: {f"{i}/k": jnp.float32(rng.normal(size=x)) for i, x in enumerate(shapes)}
+    decays = lambda path: path.startswith(("0", "3"))
+    ours = make_optimizer(training, 10, decays)
+    each = optax.chain(
+        *([] if clip is None else [optax.clip_by_global_norm(clip)]),
+        optax.adamw(
+            lambda step: learning_rate(step, training, 10), weight_decay=0.2,
+            mask=lambda params: {k: decays(k) for k in params},
+        ),
+    )  # fmt: skip
+    with jax.numpy_dtype_promotion("standard"):
+        params = draw()
+        states = [o.init(params) for o in (ours, each)]
+        vectors = [x for x in jax.tree.leaves(states[0]) if jnp.ndim(x)]
+        assert len(vectors) == 2 * len({decays(k) for k in params})  # moments of each group
+        for _ in range(3):
+            grads = draw()
+            (a, states[0]), (b, states[1]) = (
+                o.update(grads, state, params) for o, state in zip((ours, each), states)
+            )
+            assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in params.items()}
+            jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, rtol=1e-5, atol=1e-7), a, b)
+            params = optax.apply_updates(params, a)
+
+
+def test_what_is_not_finite_is_found():
+    leaves = [jnp.ones(3), jnp.int32(2), jnp.ones((2, 2), jnp.bfloat16)]
+    assert all_finite(leaves)
+    for bad in (jnp.nan, jnp.inf):
+        assert not all_finite([*leaves, jnp.float32(bad)[None]])
+    assert not all_finite([jnp.bfloat16(jnp.nan)])
+
+
+def test_flags_of_quick_compilation(monkeypatch):
+    triton, emitters = "--xla_gpu_enable_triton_gemm", "--xla_cpu_use_fusion_emitters=false"
+    found = {}
+    for version in ("0.10.2", "0.11.0"):
+        monkeypatch.setattr(compilation.jaxlib, "__version__", version)
+        found[version] = {"XLA_FLAGS": f"--xla_dump_to=x {triton}=true"}
+        compilation.prepare("quick", found[version])
+        assert found[version]["XLA_FLAGS"].startswith(f"--xla_dump_to=x {triton}=true ")
+        assert found[version]["XLA_FLAGS"].count(triton) == 1  # the user's stays
+        untouched = {}
+        compilation.prepare("thorough", untouched)
+        assert untouched == {}
+    assert emitters in found["0.10.2"]["XLA_FLAGS"]
+    assert "emitters" not in found["0.11.0"]["XLA_FLAGS"]  # jaxlib 0.11 ends the process at it
+
+
 def test_the_first_step_of_adam_ignores_scale_and_clip_bounds_it():
     training = Training(learning_rate=0.5, warmup_fraction=0.0, weight_decay=0.0, clip=1.0)
     optimizer = make_optimizer(training, 10, lambda path: True)
@@ -113,6 +175,7 @@ def test_integers_are_not_trained():
 
 def test_precision(monkeypatch):
     assert compute_dtype("bfloat16") == jnp.bfloat16 and compute_dtype("float32") == jnp.float32
+    monkeypatch.setattr(jax, "default_backend", lambda: "cpu")
     assert compute_dtype("auto") == jnp.float32
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert compute_dtype("auto") == jnp.bfloat16

@@ -13,7 +13,7 @@ from jax import Array
 
 from calm_jax import config
 from calm_jax.baselines.tcn import Block
-from calm_jax.layers.basic import linear, split_key
+from calm_jax.layers.basic import linear, normal, split_key
 from calm_jax.models.decoder import unfold_steps
 
 
@@ -31,7 +31,7 @@ class Decoder(nnx.Module):
         dropout: float = 0.2,
         rngs: nnx.Rngs,
     ):
-        self.rows = nnx.Param(jax.random.normal(rngs.params(), (neurons, width)))
+        self.rows = nnx.Param(normal(rngs.params(), (neurons, width)))
         make = lambda k: Block(width, kernel, 2**k, dropout, rngs=rngs)  # noqa: E731
         self.blocks = nnx.List([make(k) for k in range(blocks)])
         self.out = linear(width, outputs, bias=True, rngs=rngs)
