@@ -11,7 +11,7 @@ path starts at the least-squares map. Recordings of minutes that drift do not fe
 population model: where the validation part says so, the smaller `alternative` is trained,
 which sees changes in units of each trace's own SD and knows no neuron by name. Forecasts are
 those of the network weighted with four maps in closed form, on the validation part.
-Expected: see docs/results.md. Cost: about 12 minutes on 2 CPU cores (14 with installation), 5 GiB.
+Expected: see docs/results.md. Cost: about 21 minutes on one CPU core.
 """
 
 from __future__ import annotations
