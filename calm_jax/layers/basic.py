@@ -62,7 +62,8 @@ def linear(
 
 
 def normal(key: Array, shape: Sequence[int], cut: float | None = None) -> Array:
-    """Standard normal numbers, cut at +-`cut`; those of `jax.random` with the same key.
+    """Standard normal numbers, cut at +-`cut`; those of `jax.random` with the same
+    key, to rounding.
 
     A program that draws takes most of a second to compile, and each shape has one. Elements
     depend on their index alone (partitionable threefry), so few sizes are drawn and cut.

@@ -189,12 +189,16 @@ class Presented:
 
     def init(self, key: Array) -> tuple[dict, dict]:
         """(params, {}), the encoder's from the pretrained ones where they were given."""
-        params = nnx.to_pure_dict(nnx.split(self._build(key))[1])
+        params = self.untrained(key)
         if self.pretrained is not None:
             params = transferred(
                 params, self.pretrained, rows=self.tuning.rows, fresh=self.fresh
             )
         return params, {}
+
+    def untrained(self, key: Array) -> dict:
+        """The parameters as training from scratch starts with them."""
+        return nnx.to_pure_dict(nnx.split(self._build(key))[1])
 
     def model(self, params: dict) -> nnx.Module:
         """The model of a training state."""

@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from calm_jax import compilation
 from calm_jax.analyses.geometry import compare, means, measure
 from calm_jax.analyses.result import Result
 from calm_jax.analysis import components, latents
@@ -62,7 +61,7 @@ def _of_task(
     spaces = {OWN: Space(task, run.fine_tuned(name, task))}
     if task.pretrained is not None:
         spaces[BEFORE] = Space(task, task.init(key)[0])
-    spaces[UNTRAINED] = Space(task, _untrained(task, key))
+    spaces[UNTRAINED] = Space(task, task.untrained(key))
     for label, other in others.items():
         if name not in other.experiment.tasks:
             result.missing.append(f"latents of {name} in {label}: it was not fine-tuned on that")
@@ -251,12 +250,6 @@ def _values(material: VisualMaterial, task: Any, rows: Shown) -> np.ndarray:
     session = material.run.store.session(int(rows.session[0]))
     table = session.intervals[task.movie.name]
     return rows.label * float(np.median(table.stop - table.start))
-
-
-def _untrained(task: Any, key: jax.Array) -> dict:
-    """The parameters of a task as training from scratch starts with them."""
-    with compilation.effort("quick"):  # it runs once
-        return task._start(key)
 
 
 def beside(folder: Path, run: VisualRun) -> VisualRun:
