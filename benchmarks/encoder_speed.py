@@ -7,8 +7,10 @@ Both make the same training step (forward, cross-entropy, backward, LAMB) on the
 8 windows of 1,500 tokens, single-session size (width 64, 6 blocks, 2 cross and 8 self heads,
 16 latents every 1/8 s). They run in processes of their own and take turns, a few steps each,
 so that both meet the same load of the machine; told are medians and the ratio of pairs.
-Our memory is kept on large pages, as `calm-jax pretrain` does. Both use a GPU where they see
-one, and multiply float32 matrices as TF32 there (jax's default, switched on for PyTorch).
+Our memory is kept on large pages, as `calm-jax pretrain` does; `--devices 2` divides the CPU
+into two devices with half of the windows each, as JAX_NUM_CPU_DEVICES=2 does there. Both use a
+GPU where they see one, and multiply float32 matrices as TF32 there (jax's default, switched on
+for PyTorch).
 
 The peer needs PyTorch and torch_brain 0.1.2 in an environment of its own:
 `pip install torch torch_brain==0.1.2`. Without `--peer-python` we run alone.
@@ -45,7 +47,7 @@ def batch(size: int) -> dict[str, np.ndarray]:
     }
 
 
-def ours(dropout: bool, width: int, size: int):
+def ours(dropout: bool, width: int, size: int, devices: int = 1):
     """A function that makes n training steps of calm_jax."""
     import jax
     import optax
@@ -54,10 +56,13 @@ def ours(dropout: bool, width: int, size: int):
     from calm_jax.allocator import prefer_large_pages
     from calm_jax.models import population_encoder as encoders
     from calm_jax.recordings import population_tokens as tokens
+    from calm_jax.training import mesh as meshes
     from calm_jax.training.lamb import lamb, sparse_path
     from calm_jax.training.state import named, with_leaves
 
     prefer_large_pages()
+    jax.config.update("jax_num_cpu_devices", devices)
+    mesh = meshes.make_mesh()
     config, made = encoders.EncoderConfig(width=width, **SIZES), batch(size)
     heads = {"grating": (1, CLASSES)}
     model = encoders.init(config, jax.random.key(0), units=UNITS, sessions=1, heads=heads)
@@ -80,19 +85,22 @@ def ours(dropout: bool, width: int, size: int):
         for b in range(size)
     ]
     given = tokens.collate(samples, omega, heads, tokens=(TOKENS,), queries=(1,))
+    given = meshes.shard_batch(given, mesh)
 
     def loss(params, given, key):
         model = nnx.merge(graph, nnx.State(with_leaves(tree, params)))
         out = encoders.outputs(model, given, key=key if dropout else None)
         return encoders.loss(model, out, given)[0]
 
-    @partial(jax.jit, donate_argnums=(0, 1))
+    whole = meshes.replicated(mesh)
+
+    @partial(jax.jit, donate_argnums=(0, 1), out_shardings=whole)
     def step(params, state, given, key):
         value, grads = jax.value_and_grad(loss)(params, given, key)
         updates, state = optimizer.update(grads, state, params)
         return optax.apply_updates(params, updates), state, value
 
-    carry = [params, optimizer.init(params)]
+    carry = [meshes.replicate(x, mesh) for x in (params, optimizer.init(params))]
 
     def run(n: int) -> float:
         for i in range(n):
@@ -169,9 +177,10 @@ def peer(dropout: bool, width: int, size: int):
     return run
 
 
-def serve(which: str, dropout: bool, width: int, size: int) -> None:
+def serve(which: str, dropout: bool, width: int, size: int, devices: int) -> None:
     """Steps on demand: a number on standard input, seconds and loss as JSON out."""
-    run = {"ours": ours, "peer": peer}[which](dropout, width, size)
+    more = {"devices": devices} if which == "ours" else {}
+    run = {"ours": ours, "peer": peer}[which](dropout, width, size, **more)
     run(2)
     print(json.dumps("ready"), flush=True)
     for line in sys.stdin:
@@ -183,10 +192,9 @@ def serve(which: str, dropout: bool, width: int, size: int) -> None:
 class Worker:
     """A process that makes steps when asked."""
 
-    def __init__(self, python: str, which: str, dropout: bool, width: int, size: int) -> None:
+    def __init__(self, python: str, which: str, dropout: bool, *flags: str) -> None:
         self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--serve", which]
-            + ["--width", str(width), "--batch", str(size)]
+            [python, str(Path(__file__).resolve()), "--serve", which, *flags]
             + ([] if dropout else ["--no-dropout"]),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -211,13 +219,15 @@ class Worker:
         self.process.wait()
 
 
-def measure(
-    python: str | None, dropout: bool, width: int, size: int, rounds: int, steps: int
-) -> None:
+def measure(known: argparse.Namespace, dropout: bool) -> None:
     """Prints tokens per second of both and their ratio."""
-    workers = {"calm_jax": Worker(sys.executable, "ours", dropout, width, size)}
+    python, width, size = known.peer_python, known.width, known.batch
+    rounds, steps = known.rounds, known.steps
+    flags = ["--width", str(width), "--batch", str(size)]
+    own = ["--devices", str(known.devices)]
+    workers = {"calm_jax": Worker(sys.executable, "ours", dropout, *flags, *own)}
     if python:
-        workers["torch_brain"] = Worker(python, "peer", dropout, width, size)
+        workers["torch_brain"] = Worker(python, "peer", dropout, *flags)
     times = {name: [] for name in workers}
     for turn in range(rounds):
         # Who goes first alternates.
@@ -243,18 +253,17 @@ def main() -> None:
     parser.add_argument("--peer-python", help="an interpreter with PyTorch and torch_brain")
     parser.add_argument("--width", type=int, default=64, help="1024: the movie model")
     parser.add_argument("--batch", type=int, default=8, help="windows")
+    parser.add_argument("--devices", type=int, default=1, help="that the CPU is divided into")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)
     parser.add_argument("--no-dropout", action="store_true", help=argparse.SUPPRESS)
     known = parser.parse_args()
     if known.serve:
-        serve(known.serve, not known.no_dropout, known.width, known.batch)
+        serve(known.serve, not known.no_dropout, known.width, known.batch, known.devices)
         return
     for dropout in (True, False):
-        measure(
-            known.peer_python, dropout, known.width, known.batch, known.rounds, known.steps
-        )
+        measure(known, dropout)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ import numpy as np
 import calm_jax
 from calm_jax import config, experiments_loader, rows
 from calm_jax.benchmark import command, output, recordings
-from calm_jax.benchmark.scaling_worker import REFERENCES, Point
+from calm_jax.benchmark.scaling_worker import REFERENCES, WINDOWS, Point
 from calm_jax.benchmark.subsets import Choice, choose
 from calm_jax.errors import ConfigError, RunError, writing
 from calm_jax.report import style
@@ -52,6 +52,7 @@ def scaling(
     budget_seconds: float = 600.0,
     seeds: int = 1,
     jobs: int = 1,
+    windows: int = WINDOWS,
     experiment: str = "calm_base",
     source: str | None = None,
     store: str | None = None,
@@ -64,7 +65,8 @@ def scaling(
     """Trains CalM on more and more sessions, and with more and more width; see docs.
 
     A finished point is kept in the folder `<out>.parts` and not run again. `jobs` points are
-    trained side by side; they share the machine, so a budget holds fewer steps.
+    trained side by side; they share the machine, so a budget holds fewer steps. About `windows`
+    windows of a session are scored.
 
     Raises:
       CalmError: for what cannot be read; RunError when a point failed, after the outputs
@@ -89,6 +91,7 @@ def scaling(
         for seed in range(seeds)
         for n, w in sizes
     ]
+    points = [dataclasses.replace(p, windows=windows) for p in points]
     found: list[Row] = []
     failed: dict[str, str] = {}
 
@@ -121,7 +124,7 @@ def scaling(
     found += grouped(found, groups)
     there = {r["method"] for r in found}
     names = {(n, w): f"calm_s{n}_w{w}" for n, w in sizes if f"calm_s{n}_w{w}" in there}
-    facts = _facts(e, infos, choice, budget_seconds, seeds)
+    facts = _facts(e, infos, choice, budget_seconds, seeds, windows)
     study = Study(f"Scaling on {place.name}", facts, found, names, base)
     rows.write(found, Path(out))
     text = markdown_of(study)
@@ -201,7 +204,7 @@ def _identity(point: Point, mark: Any) -> str:
     ]  # fmt: skip
     c = point.choice
     used = [c.train[: point.size], c.seen, c.held_out]
-    made = [calm_jax.__version__, mark, point.name, point.seed, used, *trained]
+    made = [calm_jax.__version__, mark, point.name, point.seed, used, point.windows, *trained]
     return hashlib.sha256(json.dumps(made).encode()).hexdigest()[:16]
 
 
@@ -236,14 +239,16 @@ def grouped(found: list[Row], groups: dict[str, list[tuple[str, str]]]) -> list[
 
 
 def _facts(
-    e: config.Experiment, infos: Sequence[Any], choice: Choice, budget: float, seeds: int
-) -> list[str]:
+    e: config.Experiment, infos: Sequence[Any], choice: Choice, budget: float, seeds: int,
+    windows: int,
+) -> list[str]:  # fmt: skip
     f = e.forecasting
     name = lambda i: f"{infos[i].animal} {infos[i].session}"  # noqa: E731
     other = {infos[i].animal for i in choice.held_out} - {infos[i].animal for i in choice.train}
     apart = "other animals" if other else "animals that are also trained on"
     return [
-        f"protocol B: {f.context} frames given, {f.horizon} forecast; MSE in training SD²",
+        f"protocol B: {f.context} frames given, {f.horizon} forecast, about {windows} windows of a "
+        "session; MSE in training SD²",
         f"tested in every point: the test part of {', '.join(map(name, choice.seen))} (trained "
         "on in every point), and "
         + (f"of {', '.join(map(name, choice.held_out))} (never trained on, of {apart}; "

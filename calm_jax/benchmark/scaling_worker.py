@@ -28,7 +28,7 @@ REFERENCES = {
     "shared_linear": shared_linear,
     "population_ridge": population_ridge,
 }
-WINDOWS = 240  # of a session that are scored, about
+WINDOWS = 240  # of a session that are scored, about, unless said otherwise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +39,7 @@ class Point:
       name: in the rows. source, experiment: with the width that is asked for.
       choice: of sessions. size: sessions trained on; 0 = the references.
       seed, budget_seconds: of the training. folder, out: where to.
+      windows: of a session that are scored, about.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Point:
     budget_seconds: float
     folder: str
     out: str
+    windows: int = WINDOWS
 
     def dumps(self) -> str:
         """JSON."""
@@ -97,8 +99,9 @@ def run(point: Point) -> dict[str, Any]:
     rows = []
     for i in (index.index(k) for k in tested):
         scores = evaluation.score_forecasts(
-            prepared, made, methods, settings_of(prepared, i, point.experiment.forecasting),
-            sessions=[i], protocols=["B"], batch=BATCH,
+            prepared, made, methods,
+            settings_of(prepared, i, point.experiment.forecasting, point.windows), sessions=[i],
+            protocols=["B"], batch=BATCH,
         )  # fmt: skip
         rows += [
             r
@@ -111,13 +114,15 @@ def run(point: Point) -> dict[str, Any]:
     return {"rows": rows, "tuning": tuning}
 
 
-def settings_of(prepared: Prepared, i: int, base: config.Forecasting) -> config.Forecasting:
-    """The benchmark's origins, or as many times rarer as leaves about `WINDOWS` of them."""
+def settings_of(
+    prepared: Prepared, i: int, base: config.Forecasting, windows: int = WINDOWS
+) -> config.Forecasting:
+    """The benchmark's origins, or as many times rarer as leaves about `windows` of them."""
     own = recordings.settings_of(prepared, i, base)
     ranges = prepared.splits.parts[i]["test"]
     room = (ranges[:, 1] - ranges[:, 0] - own.context - own.horizon + 1).clip(0)
     count = sum(math.ceil(n / own.origin_stride) for n in room)
-    times = max(1, count // WINDOWS)
+    times = max(1, count // windows)
     return dataclasses.replace(own, origin_stride=own.origin_stride * times)
 
 

@@ -14,7 +14,7 @@ WHAT = ("forecast", "scaling")
 
 _OWN = {
     "forecast": ("protocol", "methods", "run"),
-    "scaling": ("sessions", "widths", "held_out", "jobs"),
+    "scaling": ("sessions", "widths", "held_out", "jobs", "windows"),
 }
 
 
@@ -48,6 +48,10 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--jobs", type=count, metavar="N", help="scaling: points trained side by side; default: 1"
     )
+    p.add_argument(
+        "--windows", type=count, metavar="N",
+        help="scaling: windows of a session that are scored, about; default: 240",
+    )  # fmt: skip
     p.add_argument("--experiment", default="calm_base", metavar="EXP", help="default: calm_base")
     p.add_argument(
         "--run", type=Path, action="append", default=[], help="forecast: a finished run; repeat"

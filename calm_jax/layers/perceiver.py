@@ -109,18 +109,15 @@ def _attend(
     q: Array, k: Array, v: Array, mask: Array | None, rate: float, key: Array | None
 ) -> Array:
     """(heads, h, 1 or B, Q), (heads, h, B, K) -> (heads, h, B, Q)."""
-    q = q * q.shape[1] ** -0.5
     inner = lambda a: jnp.swapaxes(a, 1, 2)
-    if q.shape[2] == 1 and k.shape[2] > 1:
-        q = q[:, :, 0]
-    else:
-        q, k = inner(q), inner(k)
+    q, k, v = inner(q * q.shape[1] ** -0.5), inner(k), inner(v)
+    q = jnp.broadcast_to(q, (*v.shape[:3], q.shape[3]))
     keep = None
     if key is not None and rate > 0:
-        keep = columns.kept(key, (k.shape[0], v.shape[2], k.shape[-1], q.shape[-1]), rate)
+        keep = columns.kept(key, (*v.shape[:2], q.shape[3], v.shape[3]), rate)
     else:
         rate = 0.0
-    return inner(columns.attend(q, k, inner(v), mask, keep, rate))
+    return inner(columns.attend(q, k, v, mask, keep, rate))
 
 
 class RotaryCrossAttention(nnx.Module):
