@@ -2,14 +2,14 @@
 
     python -m benchmarks.simulation_limit [--members 100 400] [--windows 40] [--run runs/calm_base]
 
-The simulator (coupling, rates, indicator, noise) is known to both of these; nobody who only
-has the recording can do as well:
+The simulator (coupling, rates, indicator, noise) is known to both of these, as it is to nobody
+who only has the recording:
 
   filter   an ensemble Kalman filter (Evensen 1994, perturbed observations) reads the 48 frames
            of the context from a stationary start; its members are simulated on and averaged.
            The gain of a frame is that of all windows of a session together: with 200 neurons
            covariances of one ensemble would need many thousands of members. Gaussian updates
-           of counts that are Poisson, one gain for all: close to the best, not the best.
+           of counts that are Poisson, one gain for all: a better filter may come lower.
   state    the hidden state at the origin is given too: the floor, nothing can be below.
 
 Beside them, on the same windows: copy-last, population ridge, the runs that are named (network
@@ -211,8 +211,8 @@ def _oracles(
     """Name -> (W, H, N) scaled forecasts from (trial, frame of the origin) of each window."""
     sim = simulate(config, i)
     scaled = lambda y: (
-        (np.moveaxis(np.asarray(y), 1, 0) - prepared.scalers.mean[i]) / (prepared.scalers.sd[i])
-    )
+        np.moveaxis(np.asarray(y), 1, 0) - prepared.scalers.mean[i]
+    ) / prepared.scalers.sd[i]
     noise = jnp.asarray(config.observation_noise * sim.clean.std((0, 1)))
     coupling, key = jnp.asarray(sim.coupling), jax.random.key(i)
     seen = jnp.asarray(np.stack([sim.traces[r, o - s.context : o] for r, o in places], 1))

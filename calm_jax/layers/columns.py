@@ -1,9 +1,9 @@
 """The parts of the population encoder for CPUs: features outside, tokens inside.
 
 The numbers are those of the row-wise code in `perceiver`. Arrays are (features, batch,
-tokens), so that sums over features and over keys, turns of feature pairs and splits into
-heads all go over whole vectors of tokens. With features innermost, strided loads and
-transpositions take a good part of a training step on CPUs.
+tokens), so that sums over features, turns of feature pairs and splits into heads all go over
+whole vectors of tokens; weights of attention have their keys innermost. With features
+innermost, strided loads and transpositions take a good part of a training step on CPUs.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def norm(x: Array, scale: Array, bias: Array, wide: DTypeLike) -> Array:
 @jax.custom_vjp
 def project(kernel: Array, x: Array) -> Array:
     """kernel^T x: (I, O), (I, N) -> (O, N)."""
-    if kernel.shape[0] > kernel.shape[1]:  # half again as fast with the kernel turned before
+    if kernel.shape[0] > kernel.shape[1]:  # a third faster with the kernel turned before
         return jnp.dot(jax.lax.optimization_barrier(kernel.T), x)
     return jax.lax.dot_general(kernel, x, (((0,), (0,)), ((), ())))
 

@@ -7,13 +7,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calm_jax import cli, rows
+from calm_jax import cli, config, rows
+from calm_jax import scored_windows as scored
 from calm_jax.benchmark import scaling
-from calm_jax.benchmark.scaling_worker import Point
+from calm_jax.benchmark.scaling_worker import Point, settings_of
 from calm_jax.benchmark.subsets import Subset, choose
 from calm_jax.errors import ConfigError
+from calm_jax.recordings import preprocess
+from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.session import Session
+from calm_jax.recordings.splits import make_split
 from tests.tiny import recording
 
 
@@ -54,6 +58,19 @@ def test_groups_and_ratios():
     assert get("mse_over_copy_last_seen") == [0.25, 0.75]
     assert get("mse_seen") == [1.0, 3.0, 4.0] and get("r_held_out") == []
     assert get("mse_over_shared_linear_seen") == []
+
+
+@pytest.mark.parametrize("windows", [5, 40])
+def test_about_as_many_windows_are_scored_as_asked_for(windows):
+    traces = np.random.default_rng(0).normal(size=(4000, 3))
+    store = MemoryStore([Session(traces, rate=10, session="a")])
+    made = make_split(store, config.Split())
+    prepared = Prepared(store, made, preprocess.fit(store, made, config.Preprocess()))
+    own = settings_of(prepared, 0, config.Forecasting(context=16, horizon=4), windows)
+    found = len(scored.plan(prepared, made, 0, "test", "B", own).origin)
+    assert windows <= found < 2 * windows
+    every = settings_of(prepared, 0, config.Forecasting(context=16, horizon=4))
+    assert len(scored.plan(prepared, made, 0, "test", "B", every).origin) > found
 
 
 def test_mistakes_are_named(tmp_path, capsys):
@@ -99,7 +116,6 @@ def test_end_to_end_and_finished_points_are_kept(tmp_path, capsys):
 
 
 def test_a_point_survives_json():
-    from calm_jax import config
     from calm_jax.benchmark.recordings import Source
 
     e = config.Experiment("x")
