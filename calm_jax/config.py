@@ -149,6 +149,9 @@ class DualAxis:
     linear_context: int = 0  # frames of the linear path of the read-out; 0 = none
     # The linear path starts at the map that least squares gives on the training part.
     linear_start: bool = False
+    # That map may also be one of levels, in place of changes from the last frame: the one that
+    # forecasts the validation part better.
+    linear_level: bool = False
     # Changes of a trace are measured in its own SD since the start of the window.
     window_scale: bool = False
     # Training of the code head

@@ -105,6 +105,7 @@ def experiment() -> Experiment:
                 readout_frames=16,
                 linear_context=48,
                 linear_start=True,
+                linear_level=True,
                 readout_after=48,
                 code_weight=0.02,
                 tokens="encoded",

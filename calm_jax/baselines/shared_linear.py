@@ -6,12 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from calm_jax.baselines import moments
 from calm_jax.baselines import windows as W
 from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.splits import Splits
 
 ALPHAS = tuple(10.0 ** np.arange(-6.0, 3.0))  # times the mean diagonal of the Gram matrix
-_SAMPLES = 1 << 22  # values of a chunk of windows
 
 
 def fit(
@@ -64,16 +64,10 @@ def _moments(
     out = np.zeros((size + 1, size + 1))
     for i in index:
         keep = ~prepared.scalers.constant[i]
-        for z, mask in W.windows(prepared, i, part, context, horizon):
-            step = max(1, _SAMPLES // (size * z.shape[2]))
-            for k in range(0, len(z), step):
-                ok = mask[k : k + step].all(1) & keep
-                v = z[k : k + step].transpose(0, 2, 1)[ok]
-                total = v.sum(0, dtype=np.float64)
-                out[:size, :size] += v.T @ v
-                out[:size, size] += total
-                out[size, :size] += total
-                out[size, size] += len(v)
+        for a, b in prepared.splits.parts[i][part]:
+            if b - a >= size:
+                z, mask = prepared.range(i, a, b)
+                out += moments.of_windows(z[:, keep], mask[:, keep], size)
     if out[size, size] == 0:
         raise W.too_short(prepared, index[0], part, context, horizon)
     return out

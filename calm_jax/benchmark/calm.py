@@ -34,6 +34,8 @@ _AHEAD = 1.2  # steps of a schedule, as a multiple of those that should fit
 _MOST = 0.8  # of the budget for the tokenizer, however slow it is
 _RESERVE = 0.03  # of the budget, for checkpoints and what was not measured
 
+_Ends = tuple[Speed, float]  # as measured, and when a stage has to end
+
 
 class Calm(CalmForecaster):
     """A trained model as a benchmark asks for it.
@@ -121,12 +123,8 @@ def fit(
     `folder` becomes a run folder.
     """
     begin = time.monotonic()
-    check(experiment)
-    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
-    choice = choose(experiment, prepared)
-    e = dataclasses.replace(tailored(experiment, choice.variant), seed=seed)
-    stages = (e.tokenizer_training, e.transformer_training)
-    nominal = _nominal(e, prepared)
+    e = _chosen(experiment, prepared, seed, folder)
+    stages, nominal = (e.tokenizer_training, e.transformer_training), _nominal(e, prepared)
     tok = Tokenization(e.tokenizer, stages[0], prepared, seed=seed, steps=nominal[0])
     untrained = tokenizers.init(e.tokenizer, jax.random.key(seed))
     free = dataclasses.replace(e.transformer, tokens="encoded")  # no codes on disk yet
@@ -139,33 +137,83 @@ def fit(
     count = max(10, int(factor * nominal[0]))
     own = speeds[0].compile + evaluations[0] * speeds[0].evaluate + count * speeds[0].step
     until = min(time.monotonic() + own, begin + _MOST * budget_seconds)
+    training = _scaled(stages[0], int(_AHEAD * count), evaluations[0])
+    e, first = _tokenizer(e, training, prepared, folder, (speeds[0], until))
+    until = begin + budget_seconds * (1 - _RESERVE)
+    count = speeds[1].steps(until - time.monotonic(), evaluations[1])
+    training = _scaled(stages[1], int(_AHEAD * count), evaluations[1])
+    return _transformer(e, training, prepared, folder, (speeds[1], until), [first])
 
-    training, steps = _scaled(stages[0], int(_AHEAD * count), evaluations[0])
-    tok = Tokenization(e.tokenizer, training, prepared, seed=seed, steps=steps)
-    place = Path(folder) / "tokenizer"
-    found, first = _stage(tok, training, place, seed, steps, speeds[0], until)
-    e = dataclasses.replace(e, tokenizer_training=training)
+
+def fit_steps(
+    experiment: config.Experiment, prepared: Prepared, *, steps: int, seed: int, folder: Path
+) -> Calm:
+    """Tokenizer and transformer of an experiment, the transformer trained for `steps` steps.
+
+    The steps of the tokenizer change with them, to no more than the experiment has, and both
+    stages keep their validations and early stopping. Unlike with `fit`, the result does not
+    depend on the speed of the machine.
+    """
+    e = _chosen(experiment, prepared, seed, folder)
+    nominal = _nominal(e, prepared)
+    stages = (e.tokenizer_training, e.transformer_training)
+    counts = max(10, round(nominal[0] * min(1.0, steps / nominal[1]))), steps
+    trainings = [
+        _scaled(t, count, max(1, n // t.eval_every))
+        for t, n, count in zip(stages, nominal, counts)
+    ]
+    e, first = _tokenizer(e, trainings[0], prepared, folder)
+    return _transformer(e, trainings[1], prepared, folder, None, [first])
+
+
+def _chosen(
+    experiment: config.Experiment, prepared: Prepared, seed: int, folder: Path
+) -> config.Experiment:
+    """The experiment with the transformer that fits the recordings; an empty folder."""
+    check(experiment)
+    shutil.rmtree(folder, ignore_errors=True)  # of a run that was interrupted
+    choice = choose(experiment, prepared)
+    return dataclasses.replace(tailored(experiment, choice.variant), seed=seed)
+
+
+def _tokenizer(
+    e: config.Experiment,
+    training: config.Training,
+    prepared: Prepared,
+    folder: Path,
+    ends: _Ends | None = None,
+) -> tuple[config.Experiment, dict]:
+    """Trains the tokenizer into the folder: (experiment as trained, facts)."""
+    tok = Tokenization(e.tokenizer, training, prepared, seed=e.seed, steps=training.steps)
+    found, facts = _stage(tok, training, Path(folder) / "tokenizer", e.seed, ends)
     runs.save_arrays(Path(folder) / "tokenizer" / "model.npz", merged(found))
+    return dataclasses.replace(e, tokenizer_training=training), facts
+
+
+def _transformer(
+    e: config.Experiment,
+    training: config.Training,
+    prepared: Prepared,
+    folder: Path,
+    ends: _Ends | None,
+    facts: list[dict],
+) -> Calm:
+    """Trains the transformer on the tokenizer of the folder, which becomes a finished run."""
     tokenizer = runs.load_tokenizer(runs.Run(Path(folder), e))
     codes = None
     if e.transformer.tokens == "exported":
         longest = max(int(b - a) for _, a, b in prepared.splits.ranges("train"))
-        segment = min(training.window or longest, longest)
+        segment = min(e.transformer_training.window or longest, longest)
         exported.export(tokenizer, prepared, Path(folder) / "codes.h5", segment=segment)
         codes = exported.Codes(Path(folder) / "codes.h5")
-
-    until = begin + budget_seconds * (1 - _RESERVE)
-    count = speeds[1].steps(until - time.monotonic(), evaluations[1])
-    training, steps = _scaled(stages[1], int(_AHEAD * count), evaluations[1])
     dat = NextCode(
-        e.transformer, training, prepared, tokenizer, codes, seed=seed, steps=steps
+        e.transformer, training, prepared, tokenizer, codes, seed=e.seed, steps=training.steps
     )
-    place = Path(folder) / "transformer"
-    found, second = _stage(dat, training, place, seed, steps, speeds[1], until)
+    found, own = _stage(dat, training, Path(folder) / "transformer", e.seed, ends)
     e = dataclasses.replace(e, transformer_training=training)
     _as_run(Path(folder), e, prepared, fill_untrained(found.params, prepared))
     trained = runs.load(folder)
-    return Calm(trained, prepared, np.arange(len(prepared.store.sessions)), [first, second])
+    return Calm(trained, prepared, np.arange(len(prepared.store.sessions)), [*facts, own])
 
 
 def _nominal(e: config.Experiment, prepared: Prepared) -> tuple[int, int]:
@@ -183,36 +231,33 @@ def _nominal(e: config.Experiment, prepared: Prepared) -> tuple[int, int]:
     )
 
 
-def _scaled(
-    training: config.Training, steps: int, evaluations: int
-) -> tuple[config.Training, int]:
+def _scaled(training: config.Training, steps: int, evaluations: int) -> config.Training:
     """The training with other steps and as many validations."""
     every = max(1, steps // evaluations)
-    return dataclasses.replace(training, steps=steps, epochs=None, eval_every=every), steps
+    return dataclasses.replace(training, steps=steps, epochs=None, eval_every=every)
 
 
 def _stage(
-    task: Any,
-    training: config.Training,
-    folder: Path,
-    seed: int,
-    steps: int,
-    speed: Speed,
-    until: float,
+    task: Any, training: config.Training, folder: Path, seed: int, ends: _Ends | None
 ) -> tuple[Any, dict]:
+    """Trains; with `ends` in time, at a speed that was measured."""
     start = time.monotonic()
-    deadline = Deadline(until, step=speed.step, check=speed.evaluate)
+    deadline = None
+    if ends is not None:
+        deadline = Deadline(ends[1], step=ends[0].step, check=ends[0].evaluate)
     found = train(
-        task, training, folder, seed=seed, steps=steps, log=Log.silent(), deadline=deadline
-    )
+        task, training, folder, seed=seed, steps=training.steps, log=Log.silent(),
+        deadline=deadline,
+    )  # fmt: skip
     shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    seconds = time.monotonic() - start
     facts = {
         "stage": task.name,
         "steps": found.taken,
         "used_step": round(found.step * found.taken / max(found.at, 1)),
         "validation": found.best_metrics.get("loss"),
-        "step_seconds": round(speed.step, 4),
-        "seconds": round(time.monotonic() - start, 2),
+        "step_seconds": round(ends[0].step if ends else seconds / max(found.taken, 1), 4),
+        "seconds": round(seconds, 2),
     }
     return found, facts
 

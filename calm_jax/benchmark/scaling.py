@@ -53,6 +53,7 @@ def scaling(
     seeds: int = 1,
     jobs: int = 1,
     windows: int = WINDOWS,
+    steps: int | None = None,
     experiment: str = "calm_base",
     source: str | None = None,
     store: str | None = None,
@@ -65,8 +66,9 @@ def scaling(
     """Trains CalM on more and more sessions, and with more and more width; see docs.
 
     A finished point is kept in the folder `<out>.parts` and not run again. `jobs` points are
-    trained side by side; they share the machine, so a budget holds fewer steps. About `windows`
-    windows of a session are scored.
+    trained side by side; they share the machine, so a budget holds fewer steps. With `steps`
+    every point makes as many optimiser steps, however long that takes, and the budget does not
+    count. About `windows` windows of a session are scored.
 
     Raises:
       CalmError: for what cannot be read; RunError when a point failed, after the outputs
@@ -91,7 +93,8 @@ def scaling(
         for seed in range(seeds)
         for n, w in sizes
     ]
-    points = [dataclasses.replace(p, windows=windows) for p in points]
+    points = [dataclasses.replace(p, windows=windows, steps=steps if p.size else None)
+              for p in points]  # fmt: skip
     found: list[Row] = []
     failed: dict[str, str] = {}
 
@@ -124,7 +127,7 @@ def scaling(
     found += grouped(found, groups)
     there = {r["method"] for r in found}
     names = {(n, w): f"calm_s{n}_w{w}" for n, w in sizes if f"calm_s{n}_w{w}" in there}
-    facts = _facts(e, infos, choice, budget_seconds, seeds, windows)
+    facts = _facts(e, infos, choice, steps or budget_seconds, steps is not None, seeds, windows)
     study = Study(f"Scaling on {place.name}", facts, found, names, base)
     rows.write(found, Path(out))
     text = markdown_of(study)
@@ -198,7 +201,8 @@ def _point(
 def _identity(point: Point, mark: Any) -> str:
     """What a result depends on."""
     e = point.experiment
-    trained = [config.fingerprint(e), point.budget_seconds] if point.size else [
+    amount = point.budget_seconds if point.steps is None else f"{point.steps} steps"
+    trained = [config.fingerprint(e), amount] if point.size else [
         config.fingerprint(e.preprocess), config.fingerprint(e.split),
         config.fingerprint(e.forecasting),
     ]  # fmt: skip
@@ -239,8 +243,8 @@ def grouped(found: list[Row], groups: dict[str, list[tuple[str, str]]]) -> list[
 
 
 def _facts(
-    e: config.Experiment, infos: Sequence[Any], choice: Choice, budget: float, seeds: int,
-    windows: int,
+    e: config.Experiment, infos: Sequence[Any], choice: Choice, amount: float, steps: bool,
+    seeds: int, windows: int,
 ) -> list[str]:  # fmt: skip
     f = e.forecasting
     name = lambda i: f"{infos[i].animal} {infos[i].session}"  # noqa: E731
@@ -254,8 +258,9 @@ def _facts(
         + (f"of {', '.join(map(name, choice.held_out))} (never trained on, of {apart}; "
            "forecast with the mean embeddings)" if choice.held_out else "nothing else"),
         "sessions are added in one random order (seed 0), so that sets are nested",
-        f"{budget:g} s of wall-clock time for every point, whatever its size: a small set is "
-        f"seen more often; {seeds} seed{'' if seeds == 1 else 's'}; the tokenizer keeps its width",
+        (f"{amount:g} steps of the transformer" if steps else f"{amount:g} s of wall-clock time")
+        + " for every point, whatever its size: a small set is seen more often; "
+        f"{seeds} seed{'' if seeds == 1 else 's'}; the tokenizer keeps its width",
         "copy, shared linear map and population ridge are fitted on the training part of the "
         "very sessions that are tested, the held-out ones too",
         f"{output.machine()}, calm_jax {calm_jax.__version__}",

@@ -40,6 +40,7 @@ class Point:
       choice: of sessions. size: sessions trained on; 0 = the references.
       seed, budget_seconds: of the training. folder, out: where to.
       windows: of a session that are scored, about.
+      steps: of the transformer; None = as many as the budget holds.
     """
 
     name: str
@@ -52,6 +53,7 @@ class Point:
     folder: str
     out: str
     windows: int = WINDOWS
+    steps: int | None = None
 
     def dumps(self) -> str:
         """JSON."""
@@ -84,10 +86,12 @@ def run(point: Point) -> dict[str, Any]:
     prepared = Prepared(subset, made, scalers)
     begin, tuning = time.monotonic(), []
     if point.size:
-        own = calm.fit(
-            point.experiment, prepared, budget_seconds=point.budget_seconds, seed=point.seed,
-            folder=Path(point.folder),
-        )  # fmt: skip
+        how = {"seed": point.seed, "folder": Path(point.folder)}
+        if point.steps is None:
+            how["budget_seconds"] = point.budget_seconds
+            own = calm.fit(point.experiment, prepared, **how)
+        else:
+            own = calm.fit_steps(point.experiment, prepared, steps=point.steps, **how)
         methods, tuning = {point.name: own}, own.tuning
     else:
         f = point.experiment.forecasting

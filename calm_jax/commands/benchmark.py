@@ -14,7 +14,7 @@ WHAT = ("forecast", "scaling")
 
 _OWN = {
     "forecast": ("protocol", "methods", "run"),
-    "scaling": ("sessions", "widths", "held_out", "jobs", "windows"),
+    "scaling": ("sessions", "widths", "held_out", "jobs", "windows", "steps"),
 }
 
 
@@ -51,6 +51,10 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--windows", type=count, metavar="N",
         help="scaling: windows of a session that are scored, about; default: 240",
+    )  # fmt: skip
+    p.add_argument(
+        "--steps", type=count, metavar="N",
+        help="scaling: optimiser steps of every point, in place of --budget-seconds",
     )  # fmt: skip
     p.add_argument("--experiment", default="calm_base", metavar="EXP", help="default: calm_base")
     p.add_argument(

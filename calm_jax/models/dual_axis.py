@@ -189,6 +189,7 @@ class DualAxisTransformer(nnx.Module):
                 patch=patch,
                 anchor=config.anchor,
                 linear_context=config.linear_context,
+                level=config.linear_level,
                 dtype=dtype,
                 rngs=rngs,
             )

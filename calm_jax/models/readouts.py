@@ -35,14 +35,17 @@ class FrameReadout(nnx.Module):
     y_f = a x + s w_f . h (+ sum_k m_fk (x_{-k} - x)), f = 1..F, where x is the last
     frame seen, a is 1 when anchored, h are the features, s is the scale of the window
     (1 without one), and m is one linear map shared by all neurons over the recent frames
-    (`linear_context`). Weights start near 0, so the untrained read-out is the copy-last
-    forecast (anchored) or the mean; `start_linear` puts m at a fitted map.
+    (`linear_context`). With `level` the linear path reads the last frame itself too, and has
+    a constant: + l_f x + c_f, both 0 at the start, so that it can be any linear map of the
+    recent frames. Weights start near 0, so the untrained read-out is the copy-last
+    forecast (anchored) or the mean; training may start m, l and c at a fitted map.
 
     Args:
       frames: F, frames predicted.
       patch: frames per step.
       anchor: predict the change from the last frame.
       linear_context: frames of the linear path, a multiple of `patch`; 0 = none.
+      level: whether the linear path has l and c.
     """
 
     def __init__(
@@ -53,6 +56,7 @@ class FrameReadout(nnx.Module):
         patch: int,
         anchor: bool,
         linear_context: int,
+        level: bool = False,
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -60,6 +64,7 @@ class FrameReadout(nnx.Module):
         self.linear = (
             linear(linear_context, frames, rngs=rngs, scale=1e-4) if linear_context else None
         )
+        self.level = linear(1, frames, bias=True, rngs=rngs, scale=0.0) if level else None
         self.frames, self.patch, self.anchor = frames, patch, anchor
         self.linear_context = linear_context
 
@@ -88,4 +93,6 @@ class FrameReadout(nnx.Module):
             size = self.linear_context
             change = jnp.where(known[:, None, -size:], recent[..., -size:] - last, 0)
             y = y + self.linear(change)
+        if self.level is not None:
+            y = y + self.level(last)
         return y

@@ -8,6 +8,7 @@ experiment has one. The tokenizer is frozen.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -18,12 +19,12 @@ from jax import Array
 
 from calm_jax import config as configs
 from calm_jax import losses
-from calm_jax.baselines import shared_linear
 from calm_jax.errors import ConfigError
 from calm_jax.models import tokenizer as tokenizers
 from calm_jax.models.dual_axis import DualAxisTransformer, Tokens, code_logits, features
 from calm_jax.models.forecaster import frames_ahead, read_frames
 from calm_jax.recordings.batches import Windows, bucket, window_batch
+from calm_jax.tasks import linear_start
 from calm_jax.training.precision import compute_dtype
 
 
@@ -55,6 +56,12 @@ def check(config: configs.DualAxis, patch: int) -> None:
             "there is no linear path to start",
             where="transformer.linear_start",
             remedy="Set transformer.linear_context too.",
+        )
+    if config.linear_level and not config.linear_start:
+        raise ConfigError(
+            "whether the linear path has a level is chosen when its start is fitted",
+            where="transformer.linear_level",
+            remedy="Set transformer.linear_start too.",
         )
     if config.window_scale and config.values == "none":
         raise ConfigError(
@@ -195,24 +202,12 @@ class NextCode:
         compiled into the step as a constant."""
         params = nnx.to_pure_dict(nnx.state(self._init(key), nnx.Param))
         if self.config.linear_start:
-            params["readout"]["linear"]["kernel"] = self._fitted_map()
+            params["readout"] |= {k: v for k, v in self._start.items() if v is not None}
         return params, nnx.to_pure_dict(self._tokenizer)
 
-    def _fitted_map(self) -> Array:
-        """(linear_context, readout_frames) the shared linear map of the training part.
-
-        Recordings too short for the whole context give a map of fewer lags; the older
-        ones are 0 then, and all of them where not a single code fits.
-        """
-        lags, ahead = self.config.linear_context, self.config.readout_frames
-        splits = self.prepared.splits
-        longest = [splits.ranges(p)[:, 1:] @ [-1, 1] for p in ("train", "valid")]
-        room = min(lags, min(int(x.max(initial=0)) for x in longest) - ahead)
-        kernel = np.zeros((lags, ahead), np.float32)
-        if room >= self.patch:
-            fit = shared_linear.fit(self.prepared, splits, room, ahead, differences=(True,))
-            kernel[lags - room :] = fit.weights[:-1]
-        return jnp.asarray(kernel)
+    @functools.cached_property
+    def _start(self) -> linear_start.Start:
+        return linear_start.fitted(self.config, self.prepared, self.patch)
 
     def model(self, params: dict) -> DualAxisTransformer:
         """The transformer of a training state."""
@@ -221,12 +216,12 @@ class NextCode:
     def decays(self, path: str) -> bool:
         """Weight decay on matrices only: not on norms, biases or embeddings, nor on a
         linear path that starts at a fitted map (it would shrink the fit)."""
-        fitted = self.config.linear_start and path == "readout/linear/kernel"
+        fitted = self.config.linear_start and path.startswith(("readout/linear/", "readout/level/"))
         return path.endswith("kernel") and not fitted
 
     def trains(self, path: str) -> bool:
-        """Everything that is a parameter is trained."""
-        return True
+        """Everything that is a parameter is trained, but a level that was not taken: it stays 0."""
+        return not path.startswith("readout/level/") or self._start["level"] is not None
 
     def event(self, step: int) -> None:
         """Nothing happens between steps."""

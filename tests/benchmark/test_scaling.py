@@ -114,6 +114,13 @@ def test_end_to_end_and_finished_points_are_kept(tmp_path, capsys):
     assert said.count("(done before)") == 2 and "sessions never" not in said
     assert json.dumps(rows.read(out)) == json.dumps(found)
 
+    page = tmp_path / "page.md"
+    assert cli.main([*words, "--steps", "3", "--markdown", str(page)]) == 0
+    assert "3 steps of the transformer" in page.read_text()
+    assert "(done before)" in capsys.readouterr().err  # the references
+    (part,) = (tmp_path / "out.json.parts").glob("calm_s2_w32.0.json")
+    assert [t["steps"] for t in json.loads(part.read_text())["tuning"]] == [10, 3]
+
 
 def test_a_point_survives_json():
     from calm_jax.benchmark.recordings import Source

@@ -12,7 +12,6 @@ import pytest
 from flax import nnx
 
 from calm_jax import config as configs
-from calm_jax.baselines import shared_linear
 from calm_jax.errors import ConfigError
 from calm_jax.models import tokenizer
 from calm_jax.models.dual_axis import Tokens, code_logits, features
@@ -380,23 +379,6 @@ def test_weight_decay_is_for_matrices():
     assert decayed and all(name.endswith("kernel") for name in decayed)
     assert not any("embedding" in name or "scale" in name for name in decayed)
     assert isinstance(task.model(params), nnx.Module)
-
-
-def test_the_linear_path_starts_at_the_fitted_map():
-    """Lags that no range holds beside the horizon are 0, and the fit is not decayed away."""
-    config = dataclasses.replace(QUIET, readout_frames=4, linear_context=48, linear_start=True)
-    task = make(config)
-    params, _ = task.init(jax.random.key(0))
-    kernel = np.asarray(params["readout"]["linear"]["kernel"])
-    splits = prepared().splits
-    longest = min(int(np.ptp(splits.ranges(p)[:, 1:], axis=1).max()) for p in ("train", "valid"))
-    lags = min(48, longest - 4)
-    fit = shared_linear.fit(prepared(), splits, lags, 4, differences=(True,))
-    assert fit.difference and 0 < lags < 48
-    np.testing.assert_array_equal(kernel[48 - lags :], fit.weights[:-1])
-    assert not kernel[: 48 - lags].any()
-    assert not task.decays("readout/linear/kernel") and task.decays("readout/head/kernel")
-    assert make(dataclasses.replace(config, linear_start=False)).decays("readout/linear/kernel")
 
 
 def test_a_read_out_that_has_seen_too_little_does_not_count():
