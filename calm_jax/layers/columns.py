@@ -53,21 +53,51 @@ def linear(kernel: Array, bias: Array | None, x: Array) -> Array:
     return y.reshape(-1, *x.shape[1:])
 
 
-def turn(x: Array, code: Array, *, back: bool = False) -> Array:
-    """Pairs of features turned by the angles of their time, or turned back.
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def split(x: Array, code: Array, heads: int, back: bool = False) -> Array:
+    """Heads of x, pairs of their features turned by the angles of their time, or turned back.
+
+    No gradient reaches the code.
 
     Args:
-      x: (heads, h, B, S). code: (2, P, B, S) or (2, P, 1, S), 2 P <= h.
+      x: (heads h, B, S). code: (2, P, B or 1, S), 2 P <= h.
+
+    Returns:
+      (heads, B, h, S).
     """
-    pairs = code.shape[1]
+    x = jnp.swapaxes(x.reshape(heads, -1, *x.shape[1:]), 1, 2)
+    return _turn(x, jnp.swapaxes(code, 1, 2), back, axis=2)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def join(x: Array, code: Array, heads: int, back: bool = True) -> Array:
+    """The transpose of `split` with the opposite `back`: (heads, B, h, S) -> (heads h, B, S)."""
+    x = _turn(jnp.swapaxes(x, 1, 2), code, back, axis=1)
+    return x.reshape(-1, *x.shape[2:])
+
+
+split.defvjp(
+    lambda x, code, heads, back: (split(x, code, heads, back), code),
+    lambda heads, back, code, g: (join(g, code, heads, not back), None),
+)
+join.defvjp(
+    lambda x, code, heads, back: (join(x, code, heads, back), code),
+    lambda heads, back, code, g: (split(g, code, heads, not back), None),
+)
+
+
+def _turn(x: Array, code: Array, back: bool, axis: int) -> Array:
+    """Features are along `axis`, pairs along that of the code."""
+    pairs = code.shape[axis]
     cos, sin = code.astype(x.dtype)
     if back:
         sin = -sin
-    turned = x[:, : 2 * pairs].reshape(-1, pairs, 2, *x.shape[2:])
-    a, b = turned[:, :, 0], turned[:, :, 1]
-    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=2)
-    turned = turned.reshape(-1, 2 * pairs, *x.shape[2:])
-    return jnp.concatenate([turned, x[:, 2 * pairs :]], axis=1)
+    turned, rest = jnp.split(x, [2 * pairs], axis=axis)
+    shape = (*x.shape[:axis], pairs, 2, *x.shape[axis + 1 :])
+    a, b = jnp.moveaxis(turned.reshape(shape), axis + 1, 0)
+    turned = jnp.stack([a * cos - b * sin, b * cos + a * sin], axis=axis + 1)
+    turned = turned.reshape(*x.shape[:axis], 2 * pairs, *x.shape[axis + 1 :])
+    return jnp.concatenate([turned, rest], axis=axis)
 
 
 def columns_of(code: Array) -> Array:
@@ -113,15 +143,21 @@ def _attend_back(rate, kept, g):
     off = jnp.sum((y * g).astype(over.dtype), axis=2) * over
     g = g * (over / (1 - rate)).astype(v.dtype)[:, :, None]
     left = e if keep is None else jnp.where(keep, e, 0)
-    # What is summed over queries has them outside, and the barrier keeps it so: otherwise XLA
-    # turns the weights, which are many times as large, or takes a slower form of the product.
-    outer = lambda a: jax.lax.optimization_barrier(jnp.swapaxes(a, 2, 3))
-    dv = jnp.einsum("hbqd,hbqk->hbdk", outer(g), left)
+    dv = _over_queries(g, left)
     dw = jnp.einsum("hbdq,hbdk->hbqk", g, v)
     ds = (left * dw - e * off[..., None]).astype(v.dtype)
-    dk = jnp.einsum("hbqd,hbqk->hbdk", outer(q), ds)
+    dk = _over_queries(q, ds)
     dq = jnp.einsum("hbdk,hbqk->hbdq", k, ds)
     return dq, dk, dv, None, None
+
+
+def _over_queries(a: Array, weights: Array) -> Array:
+    """(heads, B, h, Q), (heads, B, Q, K) -> (heads, B, h, K)."""
+    if weights.shape[3] < 4 * weights.shape[2]:
+        return jnp.einsum("hbdq,hbqk->hbdk", a, weights)
+    # With many keys it is faster to turn the smaller factor; the barrier keeps it so.
+    outer = jax.lax.optimization_barrier(jnp.swapaxes(a, 2, 3))
+    return jnp.einsum("hbqd,hbqk->hbdk", outer, weights)
 
 
 attend.defvjp(

@@ -81,12 +81,13 @@ def by_columns() -> bool:
     return jax.default_backend() == "cpu"
 
 
-def _turned(x: Array) -> Array:
+def turned(x: Array) -> Array:
     """(B, S, W) -> (W, B, S)."""
     return jnp.moveaxis(x, -1, 0)
 
 
-def _turned_back(x: Array) -> Array:
+def turned_back(x: Array) -> Array:
+    """(W, B, S) -> (B, S, W)."""
     return jnp.moveaxis(x, 0, -1)
 
 
@@ -101,23 +102,32 @@ def _linear(layer: nnx.Linear, x: Array) -> Array:
     return columns.linear(layer.kernel[...].astype(x.dtype), bias, x)
 
 
-def _split(x: Array, heads: int) -> Array:
-    return x.reshape(heads, -1, *x.shape[1:])
+def _split(x: Array, heads: int, code: Array | None) -> Array:
+    """(heads h, B, S) -> (heads, B, h, S), turned where a code is given."""
+    if code is None:
+        return jnp.swapaxes(x.reshape(heads, -1, *x.shape[1:]), 1, 2)
+    return columns.split(x, code, heads)
+
+
+def _joined(x: Array, code: Array | None) -> Array:
+    """(heads, B, h, S) -> (heads h, B, S), turned back where a code is given."""
+    if code is None:
+        x = jnp.swapaxes(x, 1, 2)
+        return x.reshape(-1, *x.shape[2:])
+    return columns.join(x, code, x.shape[0])
 
 
 def _attend(
     q: Array, k: Array, v: Array, mask: Array | None, rate: float, key: Array | None
 ) -> Array:
-    """(heads, h, 1 or B, Q), (heads, h, B, K) -> (heads, h, B, Q)."""
-    inner = lambda a: jnp.swapaxes(a, 1, 2)
-    q, k, v = inner(q * q.shape[1] ** -0.5), inner(k), inner(v)
-    q = jnp.broadcast_to(q, (*v.shape[:3], q.shape[3]))
+    """(heads, 1 or B, h, Q), (heads, B, h, K) -> (heads, B, h, Q)."""
+    q = jnp.broadcast_to(q * q.shape[2] ** -0.5, (*v.shape[:3], q.shape[3]))
     keep = None
     if key is not None and rate > 0:
         keep = columns.kept(key, (*v.shape[:2], q.shape[3], v.shape[3]), rate)
     else:
         rate = 0.0
-    return inner(columns.attend(q, k, v, mask, keep, rate))
+    return columns.attend(q, k, v, mask, keep, rate)
 
 
 class RotaryCrossAttention(nnx.Module):
@@ -182,20 +192,15 @@ class RotaryCrossAttention(nnx.Module):
 
     def _columns(self, x, context, code, context_code, mask, key):
         code, context_code = columns.columns_of(code), columns.columns_of(context_code)
-        q = _split(_linear(self.query, _norm(self.norm, _turned(x))), self.heads)
-        context = _norm(self.norm_context, _turned(context))
+        q = _split(_linear(self.query, _norm(self.norm, turned(x))), self.heads, code)
+        context = _norm(self.norm_context, turned(context))
         kernel = self.key_value.kernel[...].astype(context.dtype)
-        k, v = (
-            _split(columns.linear(part, None, context), self.heads)
-            for part in jnp.split(kernel, 2, axis=1)
-        )
-        q, k = columns.turn(q, code), columns.turn(k, context_code)
-        if self.rotate_values:
-            v = columns.turn(v, context_code)
+        k, v = (columns.linear(part, None, context) for part in jnp.split(kernel, 2, axis=1))
+        k = _split(k, self.heads, context_code)
+        v = _split(v, self.heads, context_code if self.rotate_values else None)
         y = _attend(q, k, v, mask, self.rate, key)
-        if self.rotate_values:
-            y = columns.turn(y, code, back=True)
-        return _turned_back(_linear(self.out, y.reshape(-1, *y.shape[2:])))
+        y = _joined(y, code if self.rotate_values else None)
+        return turned_back(_linear(self.out, y))
 
 
 class RotarySelfAttention(nnx.Module):
@@ -223,7 +228,7 @@ class RotarySelfAttention(nnx.Module):
     def __call__(self, x: Array, code: Array, key: Array | None = None) -> Array:
         """Args: code (..., 2, P)."""
         if by_columns():
-            return self._columns(x, code, key)
+            return turned_back(self.columns(turned(x), columns.columns_of(code), key))
         split = lambda a: a.reshape(*a.shape[:-1], self.heads, -1)
         q, k, v = map(split, jnp.split(self.query_key_value(self.norm(x)), 3, axis=-1))
         q, k = rotate(q, code), rotate(k, code)
@@ -234,22 +239,16 @@ class RotarySelfAttention(nnx.Module):
             y = rotate(split(y), code, back=True).reshape(y.shape)
         return self.out(y)
 
-    def _columns(self, x, code, key):
-        code = columns.columns_of(code)
-        x = _norm(self.norm, _turned(x))
+    def columns(self, x: Array, code: Array, key: Array | None = None) -> Array:
+        """The same from (width, B, L) to (width, B, L), with the code of `columns_of`."""
+        values_code = code if self.rotate_values else None
+        x = _norm(self.norm, x)
         kernel = self.query_key_value.kernel[...].astype(x.dtype)
         # Three products, not one: the gradients need not be put together.
-        q, k, v = (
-            _split(columns.linear(part, None, x), self.heads)
-            for part in jnp.split(kernel, 3, axis=1)
-        )
-        q, k = columns.turn(q, code), columns.turn(k, code)
-        if self.rotate_values:
-            v = columns.turn(v, code)
-        y = _attend(q, k, v, None, self.rate, key)
-        if self.rotate_values:
-            y = columns.turn(y, code, back=True)
-        return _turned_back(_linear(self.out, y.reshape(-1, *y.shape[2:])))
+        q, k, v = (columns.linear(part, None, x) for part in jnp.split(kernel, 3, axis=1))
+        q, k = _split(q, self.heads, code), _split(k, self.heads, code)
+        y = _attend(q, k, _split(v, self.heads, values_code), None, self.rate, key)
+        return _linear(self.out, _joined(y, values_code))
 
 
 class GatedForward(nnx.Module):
@@ -273,9 +272,12 @@ class GatedForward(nnx.Module):
 
     def __call__(self, x: Array, key: Array | None = None) -> Array:
         if by_columns():
-            h = _linear(self.up, _norm(self.norm, _turned(x)))
-            h = columns.gated(*jnp.split(h, 2))
-            return _turned_back(_linear(self.down, columns.dropout(h, self.rate, key)))
+            return turned_back(self.columns(turned(x), key))
         value, gate = jnp.split(self.up(self.norm(x)), 2, axis=-1)
         h = value * jax.nn.gelu(gate, approximate=False)
         return self.down(dropout(h, self.rate, key))
+
+    def columns(self, x: Array, key: Array | None = None) -> Array:
+        """The same from (width, B, L) to (width, B, L)."""
+        h = columns.gated(*jnp.split(_linear(self.up, _norm(self.norm, x)), 2))
+        return _linear(self.down, columns.dropout(h, self.rate, key))

@@ -28,6 +28,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from calm_jax.errors import ConfigError
+from calm_jax.layers import columns, perceiver
 from calm_jax.layers.basic import dropout, linear, normal, split_key
 from calm_jax.layers.perceiver import GatedForward, RotaryCrossAttention, RotarySelfAttention
 from calm_jax.recordings import population_tokens
@@ -111,6 +112,12 @@ class Block(nnx.Module):
         a, b, c, d = split_key(key, 4)
         x = x + dropout(self.attention(x, code, a), self.rate, b)
         return x + dropout(self.forward(x, c), self.rate, d)
+
+    def columns(self, x: Array, code: Array, key: Array | None = None) -> Array:
+        """The same from (width, B, L) to (width, B, L); see `layers.columns`."""
+        a, b, c, d = split_key(key, 4)
+        x = x + columns.dropout(self.attention.columns(x, code, a), self.rate, b)
+        return x + columns.dropout(self.forward.columns(x, c), self.rate, d)
 
 
 class Reader(nnx.Module):
@@ -287,10 +294,15 @@ def encode(
 
 def process(model: PopulationEncoder, z: Array, *, key: Array | None = None) -> Array:
     """Z (B, L, width): latents after the stack of self-attention blocks."""
-    code = latent_code(model)
-    for block, own in zip(model.blocks, split_key(key, len(model.blocks)), strict=True):
-        z = block(z, code, own)
-    return z
+    code, keys = latent_code(model), split_key(key, len(model.blocks))
+    if not perceiver.by_columns():
+        for block, own in zip(model.blocks, keys, strict=True):
+            z = block(z, code, own)
+        return z
+    z, code = perceiver.turned(z), columns.columns_of(code)
+    for block, own in zip(model.blocks, keys, strict=True):
+        z = block.columns(z, code, own)
+    return perceiver.turned_back(z)
 
 
 def queries(model: PopulationEncoder, batch: Mapping[str, Array]) -> Array:
