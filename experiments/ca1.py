@@ -1,7 +1,7 @@
 """ca1: CalM on hippocampal CA1 recordings of hundreds of cells, sized for one CPU core.
 
     calm-jax benchmark scaling --experiment ca1 --data mouse_ca1_sheintuch2020 --source FOLDER \
-        --windows 60 --json scaling.json
+        --windows 60 --steps 100 --json scaling.json
     make pretrain EXP=ca1 ARGS="--data.source FOLDER"
 
 Data: 64 sessions of four mice (Sheintuch et al. 2020), traces made of the detected events of
