@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from concurrent import futures
@@ -153,14 +154,19 @@ def scaling(
 def _check(
     sessions: Sequence[int], widths: Sequence[int], e: config.Experiment, budget: float, seeds: int
 ) -> None:
-    heads = [t.heads for t in (e.transformer, e.alternative.transformer)]
-    wrong = [w for w in widths if w < 1 or any(w % (2 * h) for h in heads)]
+    own = [e.transformer]
+    if e.alternative.rule != "never":
+        own.append(e.alternative.transformer)
+    # t.width * w / base has to be a multiple of 2 heads for each of them.
+    both = [(t.width, 2 * t.heads * e.transformer.width) for t in own]
+    least = math.lcm(*(m // math.gcd(w, m) for w, m in both))
+    wrong = [w for w in widths if w < 1 or w % least]
     if wrong:
         raise ConfigError(
             "a width that the heads do not divide",
             where="calm-jax benchmark scaling --widths",
             found=wrong[0],
-            expected=f"a multiple of {2 * max(heads)}",
+            expected=f"a multiple of {least}",
         )
     if not sessions or min(sessions) < 1 or seeds < 1 or not budget > 0:
         raise ConfigError(
@@ -182,10 +188,13 @@ def _point(
     budget: float,
     folder: Path,
 ) -> Point:
-    """A point with the width of its experiment set, in both transformers; ffn follows."""
+    """A point with the width of its experiment set; the alternative and ffn in proportion."""
+    times = width / e.transformer.width
 
     def wider(t: config.DualAxis) -> config.DualAxis:
-        return dataclasses.replace(t, width=width, ffn=max(1, round(t.ffn * width / t.width)))
+        return dataclasses.replace(
+            t, width=round(t.width * times), ffn=max(1, round(t.ffn * times))
+        )
 
     other = dataclasses.replace(e.alternative, transformer=wider(e.alternative.transformer))
     if width != e.transformer.width:

@@ -1,13 +1,14 @@
 """`calm-jax benchmark scaling`: which sessions, its groups and ratios, and the whole path."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from calm_jax import cli, config, rows
+from calm_jax import cli, config, experiments_loader, rows
 from calm_jax import scored_windows as scored
 from calm_jax.benchmark import scaling
 from calm_jax.benchmark.scaling_worker import Point, settings_of
@@ -84,6 +85,22 @@ def test_mistakes_are_named(tmp_path, capsys):
     ):
         assert cli.main(["benchmark", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_the_alternative_is_as_much_wider():
+    from calm_jax.benchmark.recordings import Source
+
+    base = experiments_loader.load_experiment("calm_base")
+    c, source = choose(5, [1], 1), Source(config.Data())
+    wide = lambda w: scaling._point("x", base, source, c, 1, w, 0, 1.0, Path("f")).experiment
+    for w, main, other in ((96, 384, 48), (48, 192, 24), (192, 768, 96)):
+        e = wide(w)
+        assert (e.transformer.width, e.transformer.ffn) == (w, main)
+        alternative = e.alternative.transformer
+        assert (alternative.width, alternative.ffn) == (other, 2 * other)
+    scaling._check([1], [16, 48], base, 1.0, 1)
+    with pytest.raises(ConfigError, match="multiple of 16"):
+        scaling._check([1], [24], base, 1.0, 1)
 
 
 @pytest.mark.long
