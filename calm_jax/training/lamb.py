@@ -16,6 +16,7 @@ import math
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
@@ -24,7 +25,7 @@ Schedule = Callable[[Array], Array]
 
 
 class LambState(NamedTuple):
-    """Steps done, and the moments of each group of parameters (see `_groups`), stacked."""
+    """Steps done, and the moments by path."""
 
     count: Array
     first: dict[str, Array]
@@ -68,12 +69,9 @@ def lamb(
         tables and biases, and the outputs (axis 1) of a "kernel".
     """
     at = lambda x, count: x(count) if callable(x) else x
-    groups = lambda params: _groups(params, sparse)
 
     def start(params: dict[str, Array]) -> LambState:
-        zeros = lambda: {
-            name: jnp.zeros_like(_stacked(params, paths)) for name, paths in groups(params).items()
-        }
+        zeros = lambda: jax.tree.map(jnp.zeros_like, params)
         return LambState(jnp.zeros((), jnp.int32), zeros(), zeros())
 
     def update(
@@ -81,63 +79,38 @@ def lamb(
     ) -> tuple[dict[str, Array], LambState]:
         lr, b1 = at(rate, state.count), at(beta1, state.count)
         updates, first, second = {}, {}, {}
-        for name, paths in groups(params).items():
-            g, p = _stacked(grads, paths), _stacked(params, paths)
-            m, v = state.first[name], state.second[name]
+        for path, g in grads.items():
+            p, m, v = params[path], state.first[path], state.second[path]
             cast = lambda x, dtype=p.dtype: jnp.asarray(x, dtype)
-            own = tuple(range(1, p.ndim))  # axes of one parameter
-            present = jnp.any(g != 0, axis=own, keepdims=True)
-            rows = _rows(g, name) if name.startswith(_ROWS) else present
+            present = jnp.any(g != 0)
+            rows = _rows(g, path) if sparse(path) else present
             one = cast(1.0)
             new_m = cast(b1) * m + (one - cast(b1)) * g
             new_v = cast(beta2) * v + cast(1 - beta2) * g * g
             u = new_m / (jnp.sqrt(new_v) + cast(epsilon)) + cast(weight_decay) * p
             u = jnp.where(rows, u, 0)
-            norm_p = jnp.minimum(_norm(p, own), cast(clamp))
-            norm_u = _norm(u, own)
+            norm_p = jnp.minimum(_norm(p), cast(clamp))
+            norm_u = _norm(u)
             trust = jnp.where((norm_p > 0) & (norm_u > 0), norm_p / _positive(norm_u), one)
+            updates[path] = -cast(lr) * trust * u
             # An absent parameter keeps its moments, an absent row of a present one loses them.
-            first[name] = jnp.where(present, jnp.where(rows, new_m, 0), m)
-            second[name] = jnp.where(present, jnp.where(rows, new_v, 0), v)
-            updates |= dict(zip(paths, -cast(lr) * trust * u))
-        in_order = {path: updates[path] for path in grads}
-        return in_order, LambState(state.count + 1, first, second)
+            first[path] = jnp.where(present, jnp.where(rows, new_m, 0), m)
+            second[path] = jnp.where(present, jnp.where(rows, new_v, 0), v)
+        return updates, LambState(state.count + 1, first, second)
 
     return optax.GradientTransformation(start, update)
 
 
-_ROWS = "rows"
-
-
-def _groups(params: dict[str, Array], sparse: Callable[[str], bool]) -> dict[str, list[str]]:
-    """Parameters that are updated together: those of one shape, type and rule.
-
-    The optimiser has some dozens of operations for each; one for every parameter by itself
-    was most of what a step on CPUs had to start, and of what had to be compiled.
-    """
-    out: dict[str, list[str]] = {}
-    for path, leaf in params.items():
-        kernel = path.rpartition("/")[2] == "kernel"
-        rule = f"{_ROWS} of {'outputs' if kernel else 'tables'}" if sparse(path) else "whole"
-        shape = "x".join(map(str, jnp.shape(leaf)))
-        out.setdefault(f"{rule} {shape} {jnp.result_type(leaf).name}", []).append(path)
-    return out
-
-
-def _stacked(leaves: dict[str, Array], paths: list[str]) -> Array:
-    return jnp.stack([leaves[path] for path in paths])
-
-
-def _rows(g: Array, group: str) -> Array:
-    """Which rows of stacked gradients are not 0, to be broadcast against them."""
-    if g.ndim == 2:
+def _rows(g: Array, path: str) -> Array:
+    """Which rows of a gradient are not 0, to be broadcast against it."""
+    if g.ndim == 1:
         return g != 0
-    axis = 1 if group.startswith(f"{_ROWS} of outputs") else 2
+    axis = 0 if path.rpartition("/")[2] == "kernel" else 1
     return jnp.any(g != 0, axis=axis, keepdims=True)
 
 
-def _norm(x: Array, axes: tuple[int, ...]) -> Array:
-    return jnp.sqrt(jnp.sum(jnp.square(x), axis=axes, keepdims=True))
+def _norm(x: Array) -> Array:
+    return jnp.sqrt(jnp.sum(jnp.square(x)))
 
 
 def _positive(x: Array) -> Array:

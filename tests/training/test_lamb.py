@@ -1,4 +1,4 @@
-"""LAMB updates parameters of one shape together, each as if it were alone."""
+"""LAMB updates every parameter by itself, also beside others of its shape."""
 
 import jax
 import jax.numpy as jnp
