@@ -267,7 +267,8 @@ def _facts(
         + (f"of {', '.join(map(name, choice.held_out))} (never trained on, of {apart}; "
            "forecast with the mean embeddings)" if choice.held_out else "nothing else"),
         "sessions are added in one random order (seed 0), so that sets are nested",
-        (f"{amount:g} steps of the transformer" if steps else f"{amount:g} s of wall-clock time")
+        (f"at most {amount:g} steps of the transformer (it may stop early)" if steps
+         else f"{amount:g} s of wall-clock time")
         + " for every point, whatever its size: a small set is seen more often; "
         f"{seeds} seed{'' if seeds == 1 else 's'}; the tokenizer keeps its width",
         "copy, shared linear map and population ridge are fitted on the training part of the "
@@ -289,12 +290,12 @@ def markdown_of(study: Study) -> str:
         text = g.replace("_", " ")
         heads += [f"MSE, {text}", f"r, {text}", f"/ copy, {text}", f"/ linear, {text}",
                   f"/ ridge, {text}"]  # fmt: skip
-    heads += ["seconds"]
+    heads += ["steps", "seconds"]
     lines = []
     for (n, w), method in sorted(study.sizes.items()):
         lines.append([str(n), str(w), *_cells(study, method)])
-        lines[-1].append(f"{np.mean(values(study, method, 'seconds')):.0f}")
-    lines += [[style.label(name), "", *_cells(study, name), ""] for name in REFERENCES]
+        lines[-1] += [f"{np.mean(values(study, method, k)):.0f}" for k in ("steps", "seconds")]
+    lines += [[style.label(name), "", *_cells(study, name), "", ""] for name in REFERENCES]
     facts = "\n".join(f"- {f}" for f in study.facts)
     return f"# {study.title}\n\n{facts}\n\n{output.table(heads, lines)}\n"
 

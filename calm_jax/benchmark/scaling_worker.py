@@ -113,7 +113,8 @@ def run(point: Point) -> dict[str, Any]:
             if r["session"] is not None and r["step"] is None
         ]
     if point.size:
-        for name, value in (("seconds", seconds), ("peak_mib", peak_mib())):
+        made = {"seconds": seconds, "peak_mib": peak_mib(), "steps": tuning[-1]["steps"]}
+        for name, value in made.items():
             rows.append(row("B", point.name, name, value, seed=point.seed))
     return {"rows": rows, "tuning": tuning}
 

@@ -371,32 +371,3 @@ def loss(
         each[name] = jnp.sum(error * weight) / jnp.maximum(jnp.sum(weight), 1e-12)
         total += each[name] * jnp.sum(own.any(-1)).astype(model.dtype)
     return total / batch["tasks"].shape[0], each
-
-
-# New animals
-
-
-def append(
-    model: PopulationEncoder, key: Array, *, units: int = 0, sessions: int = 0
-) -> PopulationEncoder:
-    """The encoder with rows for new units and sessions; old rows keep their numbers.
-
-    New rows are the parameters "units/added" and "sessions/added": a Task whose `trains`
-    is `trains_added` trains them alone. Rows appended before become part of the table.
-    """
-    model = nnx.clone(model)
-    scale = model.config.embedding_scale
-    for table, rows, own in zip(
-        (model.units, model.sessions), (units, sessions), jax.random.split(key)
-    ):
-        table.table = nnx.Param(table.rows())
-        table.added = nnx.data(None)
-        if rows:
-            width = table.table[...].shape[1]
-            table.added = nnx.Param(scale * normal(own, (rows, width)))
-    return model
-
-
-def trains_added(path: str) -> bool:
-    """Whether a parameter is of units and sessions appended last."""
-    return path in ("units/added", "sessions/added")

@@ -120,7 +120,7 @@ def test_end_to_end_and_finished_points_are_kept(tmp_path, capsys):
         "copy_last", "shared_linear", "population_ridge", "calm_s2_w32",
     }  # fmt: skip
     for metric in ("mse_seen", "mse_held_out", "r_seen", "mse_over_copy_last_held_out",
-                   "mse_over_shared_linear_seen", "seconds", "peak_mib"):  # fmt: skip
+                   "mse_over_shared_linear_seen", "seconds", "peak_mib", "steps"):  # fmt: skip
         (r,) = rows.select(found, method="calm_s2_w32", metric=metric)
         assert np.isfinite(r["value"])
     for kind in ("sessions", "width"):
@@ -133,7 +133,9 @@ def test_end_to_end_and_finished_points_are_kept(tmp_path, capsys):
 
     page = tmp_path / "page.md"
     assert cli.main([*words, "--steps", "3", "--markdown", str(page)]) == 0
-    assert "3 steps of the transformer" in page.read_text()
+    assert "at most 3 steps of the transformer" in page.read_text()
+    (made,) = rows.select(rows.read(out), method="calm_s2_w32", metric="steps")
+    assert made["value"] == 3
     assert "(done before)" in capsys.readouterr().err  # the references
     (part,) = (tmp_path / "out.json.parts").glob("calm_s2_w32.0.json")
     assert [t["steps"] for t in json.loads(part.read_text())["tuning"]] == [10, 3]

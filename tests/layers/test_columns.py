@@ -42,17 +42,21 @@ def both(monkeypatch, module, *given):
     return zip(*out, strict=True)
 
 
-@pytest.mark.parametrize("shared, masked", [(False, False), (True, True)])
-def test_cross_attention_by_rows_and_columns(monkeypatch, shared, masked):
+@pytest.mark.parametrize(
+    "shared, masked, keys",
+    [(False, False, KEYS), (True, True, KEYS), (True, True, 4 * QUERIES), (False, False, 30)],
+)
+def test_cross_attention_by_rows_and_columns(monkeypatch, shared, masked, keys):
+    """With few keys and with many, whose gradient is another product."""
     with enable_x64(True):
         module = perceiver.RotaryCrossAttention(
             WIDTH, WIDTH + 1, heads=HEADS, head_width=HEAD, rotate_values=not masked,
             dtype=jnp.float64, rngs=nnx.Rngs(0),
         )  # fmt: skip
-        mask = np.random.default_rng(1).random((BATCH, KEYS)) > 0.4
+        mask = np.random.default_rng(1).random((BATCH, keys)) > 0.4
         mask[1] = False  # sees nothing
         x = numbers(1 if shared else BATCH, QUERIES, WIDTH)
-        context, at = numbers(BATCH, KEYS, WIDTH + 1, seed=2), code(BATCH, KEYS)
+        context, at = numbers(BATCH, keys, WIDTH + 1, seed=2), code(BATCH, keys)
         given = x, context, code(QUERIES), at, jnp.asarray(mask) if masked else None
         for a, b in both(monkeypatch, module, *given):
             np.testing.assert_allclose(a, b, atol=1e-11)

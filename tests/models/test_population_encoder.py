@@ -14,6 +14,7 @@ from jax import enable_x64
 from scipy.special import erf
 
 from calm_jax.errors import ConfigError
+from calm_jax.models import new_units
 from calm_jax.models import population_encoder as pe
 from calm_jax.models.vocabulary import Vocabulary
 from calm_jax.recordings import population_tokens as tokens
@@ -250,14 +251,14 @@ def test_appended_units_train_alone():
     s = sample(0)
     forward = jax.jit(pe.outputs)
     before = forward(model, collated([s], model))
-    grown = pe.append(model, jax.random.key(5), units=3, sessions=1)
+    grown = new_units.append(model, jax.random.key(5), units=3, sessions=1)
     same = forward(grown, collated([s], grown))
     for name in HEADS:
         np.testing.assert_array_equal(before[name], same[name])
     assert grown.units.rows().shape == (13, 6) and grown.sessions.rows().shape == (4, 12)
     graph, state = nnx.split(grown)
     tree = nnx.to_pure_dict(state)
-    live = trained(tree, pe.trains_added)
+    live = trained(tree, new_units.trains_added)
     assert set(live) == {"units/added", "sessions/added"}
     new = np.where(s.units > 2, s.units, s.units + 10 - 1).astype(np.int32)  # some are new
     batch = collated([s], grown)
@@ -277,7 +278,7 @@ def test_appended_units_train_alone():
     used = np.isin(np.arange(10, 13), new)
     changed = np.any(np.asarray(after["units/added"] != live["units/added"]), axis=1)
     np.testing.assert_array_equal(changed, used)
-    again = pe.append(grown, jax.random.key(6), units=1)
+    again = new_units.append(grown, jax.random.key(6), units=1)
     assert again.units.table[...].shape[0] == 13 and again.units.added[...].shape[0] == 1
     assert named(nnx.to_pure_dict(nnx.split(model)[1])).keys() < named(tree).keys()
 
