@@ -198,6 +198,7 @@ class Forecasting:
     origin_stride: int = 12  # protocol B, frames between origins
     context_a: int = 36  # protocol A: first frames given
     score_from_a: int = 40  # protocol A: first frame scored
+    horizon_a: int = 400  # protocol A: frames forecast of a longer trial
     protocols: tuple[Literal["A", "B"], ...] = ("A", "B")
     mode: Literal["readout", "argmax", "sample", "expected"] = "argmax"
     samples: int = 16  # trajectories in mode "sample"

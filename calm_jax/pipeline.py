@@ -123,6 +123,13 @@ def check(experiment: config.Experiment) -> None:
             found=min(f.context, f.context_a),
             expected=f"at least the patch, {experiment.tokenizer.patch} frames",
         )
+    if f.horizon_a <= f.score_from_a - f.context_a:
+        raise ConfigError(
+            "protocol A forecasts no frame that is scored",
+            where="forecasting.horizon_a",
+            found=f.horizon_a,
+            expected=f"more than score_from_a - context_a = {f.score_from_a - f.context_a} frames",
+        )
 
 
 class _Say:

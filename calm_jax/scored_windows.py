@@ -58,8 +58,8 @@ def plan(
         ranges = ranges[length > s.score_from_a]
         if not len(ranges):
             return None
-        # One horizon for all trials: one compilation.
-        horizon = int((ranges[:, 1] - ranges[:, 0]).max()) - s.context_a
+        # One horizon for all trials: one compilation. Of trials of minutes the beginning.
+        horizon = min(int((ranges[:, 1] - ranges[:, 0]).max()) - s.context_a, s.horizon_a)
         first = ranges[:, 0] + s.context_a
         skip = s.score_from_a - s.context_a
         return Plan(ranges, np.arange(len(ranges)), first, s.context_a, horizon, skip)

@@ -203,7 +203,7 @@ def _identity(job: Job, mark: str) -> str:
         }[method.kind]()
         code = hashlib.sha256(path.read_bytes()).hexdigest()
     f = job.experiment.forecasting
-    settings: list[Any] = [f.context, f.horizon, f.context_a, f.score_from_a]
+    settings: list[Any] = [f.context, f.horizon, f.context_a, f.score_from_a, f.horizon_a]
     if method.kind == "calm":
         settings.append(config.fingerprint(job.experiment))
     budget = [job.budget_seconds, job.seed] if method.trained else []
@@ -282,8 +282,8 @@ def _facts(
     split = f"{100 * parts.train:.0f}/{100 * parts.valid:.0f}/{100 * parts.test:.0f} %"
     if protocol == "A":
         windows = (
-            f"protocol A: the first {f.context_a} frames of a trial given, the rest rolled out, "
-            f"scored from frame {f.score_from_a}"
+            f"protocol A: the first {f.context_a} frames of a trial given, the rest (at most "
+            f"{f.horizon_a} frames) rolled out, scored from frame {f.score_from_a}"
         )
     else:
         windows = (

@@ -30,6 +30,9 @@ from calm_jax.models.readouts import recent_frames
 
 MODES = ("readout", "argmax", "sample", "expected")
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
+# Codes that the tokenizer sees at once in a roll-out, about what it is trained on. Longer
+# roll-outs would otherwise need memory and time that grow with the square of their length.
+_LOOK = 32
 
 
 class CalM(nnx.Module):
@@ -276,16 +279,37 @@ def roll_codes(
         vectors = jax.lax.dynamic_update_slice_in_dim(vectors, vector[:, :, None], at, axis=2)
         new = jnp.zeros((b, n, patch))
         if net.value is not None:
-            decoded = tokenizers.decode_embeddings(tok, vectors)
-            new = jax.lax.dynamic_slice_in_dim(decoded, at * patch, patch, axis=2)
+            new = _decode(tok, vectors, at, 1)
         tokens = _tokens(model, context, code[:, None], new, last, kept)
         h, caches = extend(net, tokens, caches, at, soft=soft)
         return (code_logits(net, h[:, -1]), vectors, caches, new[..., -1]), None
 
     start = (code_logits(net, h[:, -1]), vectors, caches, last)
     (_, vectors, _, _), _ = jax.lax.scan(step, start, jnp.arange(steps))
-    decoded = tokenizers.decode_embeddings(tok, vectors)
-    return decoded[:, :, t : t + horizon].swapaxes(1, 2)
+    if past + steps <= _LOOK:
+        decoded = tokenizers.decode_embeddings(tok, vectors)[:, :, t:]
+    else:
+        size = min(steps, _LOOK // 2)
+        pieces = -(-steps // size)
+        vectors = jnp.pad(vectors, ((0, 0), (0, 0), (0, size * pieces - steps), (0, 0)))
+        piece = lambda k: _decode(tok, vectors, past + k * size, size)  # noqa: E731
+        decoded = jax.lax.map(piece, jnp.arange(pieces))
+        decoded = jnp.moveaxis(decoded, 0, 2).reshape(b, n, -1)
+    return decoded[:, :, :horizon].swapaxes(1, 2)
+
+
+def _decode(tok: tokenizers.Tokenizer, vectors: Array, at: Array, size: int) -> Array:
+    """Frames (B, N, size * patch) of the codes from `at` on, decoded with those before them.
+
+    Args:
+      vectors: (B, N, codes, width) code vectors of the whole sequence.
+    """
+    patch, length = tok.config.patch, vectors.shape[2]
+    look = min(length, max(_LOOK, size))
+    first = jnp.clip(at + size - look, 0, length - look)
+    recent = jax.lax.dynamic_slice_in_dim(vectors, first, look, axis=2)
+    decoded = tokenizers.decode_embeddings(tok, recent)
+    return jax.lax.dynamic_slice_in_dim(decoded, (at - first) * patch, size * patch, axis=2)
 
 
 def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
@@ -315,12 +339,17 @@ def roll_readout(model: CalM, context: Context, horizon: int) -> Array:
     # A buffer of fixed length: the tokenizer is causal, so the zeros behind the frames
     # written so far change nothing before them.
     buffer = jnp.pad(frames, ((0, 0), (0, 0), (0, size * (blocks - 1))))
+    look = min(length, max(_LOOK, new))  # codes
 
     def block(carry: tuple, s: Array) -> tuple[tuple, Array]:
         buffer, caches, predicted = carry
         at = t + s * size
         buffer = jax.lax.dynamic_update_slice_in_dim(buffer, predicted, at, axis=2)
-        codes = jax.lax.dynamic_slice_in_dim(_encode(model, buffer), at // patch, new, axis=1)
+        first = jnp.clip(at // patch + new - look, 0, length - look)
+        piece = jax.lax.dynamic_slice_in_dim(buffer, first * patch, look * patch, axis=2)
+        codes = jax.lax.dynamic_slice_in_dim(
+            _encode(model, piece), at // patch - first, new, axis=1
+        )
         before = jax.lax.dynamic_slice_in_dim(buffer, at - 1, 1, axis=2)[..., 0]
         steps = None if scale is None else jnp.broadcast_to(scale, (b, new, n))
         tokens = _tokens(model, context, codes, predicted, before, (steps, traces))

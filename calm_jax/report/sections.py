@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 PER_FIGURE = 3  # examples above each other
 EXAMPLES = 6  # examples shown
 PROTOCOLS = {
-    "A": "Protocol A: the first {a} frames of a test trial are given, the rest of the trial is "
-    "forecast, frames from {f} on are scored.",
+    "A": "Protocol A: the first {a} frames of a test trial are given, the rest of the trial (at "
+    "most {m} frames) is forecast, frames from {f} on are scored.",
     "B": "Protocol B: {c} frames are given, the next {h} are forecast, from origins every {s} "
     "frames of the test part.",
 }
@@ -50,8 +50,9 @@ def protocol_text(protocol: str, run: Contents) -> str:
     f = run.experiment.forecasting
     text = PROTOCOLS.get(protocol, f"Protocol {protocol}.")
     return text.format(
-        a=f.context_a, f=f.score_from_a, c=f.context, h=f.horizon, s=f.origin_stride
-    )
+        a=f.context_a, f=f.score_from_a, c=f.context, h=f.horizon, s=f.origin_stride,
+        m=f.horizon_a,
+    )  # fmt: skip
 
 
 def losses(run: Contents) -> Section:

@@ -97,8 +97,11 @@ def split(frames):
     return frames.reshape(b, t // PATCH, PATCH, n).swapaxes(2, 3)
 
 
-def plain_codes(m, c, horizon, mode):
-    """The roll-out of codes as one would write it first: everything again at each step."""
+def plain_codes(m, c, horizon, mode, look=99):
+    """The roll-out of codes as one would write it first: everything again at each step.
+
+    look: codes that the decoder sees, those that are decoded among them.
+    """
     t, steps = T // PATCH, -(-horizon // PATCH)
     frames = np.zeros((B, T + steps * PATCH, N), np.float32)
     frames[:, :T] = c.traces
@@ -113,19 +116,27 @@ def plain_codes(m, c, horizon, mode):
         else:
             p = np.exp(logits - logits.max(-1, keepdims=True))
             soft[:, s] = p / p.sum(-1, keepdims=True)
-        decoded = np.asarray(decode(m.tokenizer, (soft @ book).swapaxes(1, 2))).swapaxes(1, 2)
-        frames[:, s * PATCH : (s + 1) * PATCH] = decoded[:, s * PATCH : (s + 1) * PATCH]
+        first = max(0, s + 1 - look)
+        vectors = (soft @ book).swapaxes(1, 2)[:, :, first:]
+        decoded = np.asarray(decode(m.tokenizer, vectors)).swapaxes(1, 2)
+        at = (s - first) * PATCH
+        frames[:, s * PATCH : (s + 1) * PATCH] = decoded[:, at : at + PATCH]
     return frames[:, T : T + horizon]
 
 
-def plain_readout(m, c, horizon):
+def plain_readout(m, c, horizon, look=99):
     size = m.transformer.readout.frames
     blocks = -(-horizon // size)
     frames = np.zeros((B, T + blocks * size, N), np.float32)
     frames[:, :T] = c.traces
+    codes = np.zeros((B, (T + blocks * size) // PATCH, N), int)
+    new = T
     for s in range(blocks):
         at = T + s * size
-        codes = encode(m.tokenizer, frames.swapaxes(1, 2)).swapaxes(1, 2)
+        first = max(0, at - look * PATCH) if s else 0
+        made = encode(m.tokenizer, frames[:, first:at].swapaxes(1, 2)).swapaxes(1, 2)
+        codes[:, (at - new) // PATCH : at // PATCH] = made[:, -new // PATCH :]
+        new = size
         soft = np.eye(K, dtype=np.float32)[codes]
         read = np.asarray(whole(m, soft, split(frames), c)[1])[:, at // PATCH - 1]
         frames[:, at : at + size] = read.swapaxes(1, 2)
@@ -155,6 +166,24 @@ def test_cached_roll_out_equals_the_plain_loop(case, mode):
     assert got.mean.shape == (B, horizon, N) and got.quantiles is None
     assert np.abs(np.diff(expected, axis=1)).max() > 1e-3
     np.testing.assert_allclose(got.mean, expected, rtol=2e-3, atol=2e-4)
+
+
+@pytest.mark.parametrize("mode", ["expected", "readout"])
+def test_of_a_long_roll_out_the_tokenizer_sees_the_latest_codes(mode, monkeypatch):
+    m, c, horizon, look = model("signed"), context(), 31, 2
+    # The encoder listens to the past hardly at all before it is trained.
+    m = jax.tree.map(lambda a: a, m)
+    m.tokenizer = jax.tree.map(lambda a: a * 2 if a.ndim > 1 else a, m.tokenizer)
+    plain = plain_readout if mode == "readout" else functools.partial(plain_codes, mode=mode)
+    everything, expected = plain(m, c, horizon), plain(m, c, horizon, look=look)
+    assert np.abs(everything - expected).max() > 0.01
+    monkeypatch.setattr(forecaster, "_LOOK", look)
+    forecaster._forecast.clear_cache()
+    got = forecast(m, c, horizon, mode=mode).mean
+    forecaster._forecast.clear_cache()
+    if mode == "expected":  # what is returned is decoded in pieces, of one code here
+        got, expected = got[:, -PATCH:], expected[:, -PATCH:]
+    np.testing.assert_allclose(got, expected, rtol=2e-3, atol=2e-4)
 
 
 @pytest.mark.parametrize("mode", ["argmax", "readout"])
