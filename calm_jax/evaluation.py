@@ -1,9 +1,9 @@
 """Forecasts scored, protocols A and B: forecasters in, rows out.
 
 A (the paper's): the first `context_a` frames of a trial are given, the rest of the
-trial (at most `horizon_a` frames) is forecast, frames from `score_from_a` on are scored. Sessions without trials
-have no protocol A. B (the field's): `context` frames, `horizon` frames, origins every
-`origin_stride` frames of every test range.
+trial (at most `horizon_a` frames) is forecast, frames from `score_from_a` on are scored.
+Sessions without trials have no protocol A. B (the field's): `context` frames, `horizon`
+frames, origins every `origin_stride` frames of every test range.
 
 Metrics, per neuron, over valid samples only, then averaged neuron -> trial -> session
 -> animal -> all; constant neurons are left out and counted:

@@ -13,7 +13,7 @@ from calm_jax.models.forecaster import CalM
 from calm_jax.reconstruction import decoded
 from calm_jax.runs import Trained
 from calm_jax.tasks.codes import Codes
-from calm_jax.uncertainty import Residuals
+from calm_jax.uncertainty import Residuals, centre_of
 
 RECONSTRUCTIONS = 6
 FORECASTS = 6
@@ -114,7 +114,9 @@ def forecasts(
         out["true"].append(z[o : o + s.horizon, n])
         out["mean"].append(made[0, :, n])
         if residuals is not None:
-            spread = residuals.quantiles(made, context, seen, i, s.quantiles)
+            centre = centre_of(own, residuals)
+            around = made if centre is own else centre(context, i, seen, s.horizon)
+            spread = residuals.quantiles(around, context, seen, i, s.quantiles)
             out["quantiles"].append(spread[:, 0, :, n])
         others = [f(context, i, seen, s.horizon)[0, :, n] for f in methods.values()]
         out["baselines"].append(np.stack(others))

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from calm_jax import stacking, uncertainty, weights
+from calm_jax import quantile_files, stacking, uncertainty, weights
 from calm_jax.errors import CalmError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
@@ -266,9 +266,12 @@ def forecast_file(
     )
     notes = list(given.notes)
     if made.quantiles is None:
+        network = made
         made, weighted, more = with_maps(trained, made, given)
         notes += more
-        made, more = with_quantiles(trained, made, given, settings.quantiles, weighted=weighted)
+        made, more = with_quantiles(
+            trained, made, given, settings.quantiles, network=network if weighted else None
+        )
         notes += more
     back = lambda z: np.asarray(z)[..., 0, :, :] * given.sd + given.mean  # noqa: E731
     result = Forecast(back(made.mean), None if made.quantiles is None else back(made.quantiles))
@@ -347,26 +350,27 @@ def with_quantiles(
     given: Given,
     levels: tuple[float, ...],
     *,
-    weighted: bool = False,
+    network: Forecast | None = None,
 ) -> tuple[Forecast, list[str]]:
     """A forecast (1, H, N) with the quantiles fitted with the run, and what is to be told.
 
     Protocol B's are used where they reach far enough, else A's.
 
     Args:
-      weighted: whether the forecast is that of `with_maps`, else of the network alone.
+      network: where the forecast is that of `with_maps`, what it was made of; None: the forecast
+        is that of the network alone.
 
     Raises:
       RunError: when their file is damaged. ConfigError: for a level that was not fitted.
     """
-    fitted = uncertainty.load(trained.run.path(uncertainty.FILE))
+    fitted = quantile_files.load(trained.run.path(quantile_files.FILE))
     if not fitted:
         return made, [
             "no quantiles: none were fitted with this run, which is of an earlier version or "
             f"exported; `calm-jax evaluate {trained.run.folder}` fits them"
         ]
     alone = {p for p in fitted if p.endswith(uncertainty.ALONE)}
-    if alone and not weighted:
+    if alone and network is None:
         fitted = {p.removesuffix(uncertainty.ALONE): fitted[p] for p in alone}
     else:
         fitted = {p: r for p, r in fitted.items() if p not in alone}
@@ -385,8 +389,10 @@ def with_quantiles(
             "by the context alone, and their coverage here was not measured"
         )
     context = np.asarray(given.context.traces)
+    inner = network is not None and residuals.centre == uncertainty.NETWORK
+    around = network if inner else made
     q = residuals.quantiles(
-        np.asarray(made.mean), context, given.seen[None], given.session, levels
+        np.asarray(around.mean), context, given.seen[None], given.session, levels
     )
     return Forecast(made.mean, q), notes
 
@@ -396,4 +402,3 @@ def _frame_times(session: Session, first: int, count: int) -> np.ndarray:
     times = session.times
     beyond = times[-1] + np.arange(1, count + 1) / session.rate
     return np.concatenate([times[first:], beyond])[:count]
-

@@ -20,6 +20,7 @@ from calm_jax import (
     config,
     evaluation,
     examples,
+    quantile_files,
     reconstruction,
     rows,
     runs,
@@ -306,7 +307,7 @@ def _evaluation(run: Run, prepared: Prepared, say: _Say) -> None:
         # Weights of an evaluation that was interrupted may be of other weights of the network.
         run.path(stacking.FILE).unlink(missing_ok=True)
         made = scoring.forecast_rows(trained, prepared, methods)
-        uncertainty.save(run.path(uncertainty.FILE), made.residuals)
+        quantile_files.save(run.path(quantile_files.FILE), made.residuals)
         if isinstance(made.calm, stacking.Stack):
             facts["weights"] = stacking.described(made.calm.weights)
         found = rows.read(run.path("evaluation", "tokenizer.json")) + made.rows

@@ -8,7 +8,17 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 
-from calm_jax import baselines, config, evaluation, rows, runs, stacking, uncertainty, weights
+from calm_jax import (
+    baselines,
+    config,
+    evaluation,
+    quantile_files,
+    rows,
+    runs,
+    stacking,
+    uncertainty,
+    weights,
+)
 from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.calibration import quantile_rows
@@ -102,12 +112,17 @@ def forecast_rows(
                 sessions=index, protocols=[protocol], batch=_BATCH,
             )  # fmt: skip
             continue
+        inner = None
+        if alone:
+            inner = uncertainty.fit(prepared, network, settings, protocol, batch=_BATCH)
+            fitted[protocol + uncertainty.ALONE] = inner
         for name, f in every.items():
-            residuals = uncertainty.fit(prepared, f, settings, protocol, batch=_BATCH)
+            residuals = inner
+            if name != NETWORK:
+                residuals = uncertainty.fit(prepared, f, settings, protocol, batch=_BATCH)
             if name == "calm":
+                residuals = residuals if inner is None else uncertainty.centred(residuals, inner)
                 fitted[protocol] = residuals
-            elif name == NETWORK:
-                fitted[protocol + uncertainty.ALONE] = residuals
             both = uncertainty.Calibrated(f, residuals)
             for i in index:
                 scores += evaluation.score_forecasts(
@@ -194,11 +209,11 @@ def evaluate_run(
 
 def _keep(run: runs.Run, fitted: dict[str, uncertainty.Residuals], say: Any) -> None:
     """Gives a run of an earlier version the quantiles that `calm-jax forecast` writes."""
-    path = run.path(uncertainty.FILE)
+    path = run.path(quantile_files.FILE)
     if path.exists():
         return
     try:
-        uncertainty.save(path, fitted)
+        quantile_files.save(path, fitted)
     except (OSError, CalmError) as e:
         say(f"the quantiles of its forecasts could not be kept in the run: {e}")
     else:

@@ -106,7 +106,8 @@ class Stack:
     """The weighted forecast as a `baselines.windows.Forecaster`.
 
     Args:
-      network: the model. members: name -> forecaster, those of `Weights.members` at least.
+      network: the model, kept as an attribute. members: name -> forecaster, those of
+        `Weights.members` at least.
       weights: by length of context; another length takes the network alone.
     """
 
@@ -116,14 +117,14 @@ class Stack:
         members: Mapping[str, Forecaster],
         weights: Mapping[int, Weights],
     ) -> None:
-        self._network, self._members, self.weights = network, members, dict(weights)
+        self.network, self._members, self.weights = network, members, dict(weights)
         self.tuning = getattr(network, "tuning", [])
 
     def __call__(
         self, context: np.ndarray, session: int, mask: np.ndarray, horizon: int
     ) -> np.ndarray:
         """Shapes: context (B, context, N) -> (B, horizon, N)."""
-        made = np.asarray(self._network(context, session, mask, horizon), np.float32)
+        made = np.asarray(self.network(context, session, mask, horizon), np.float32)
         own = self.weights.get(context.shape[1])
         if own is None:
             return made

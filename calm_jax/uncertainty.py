@@ -11,7 +11,9 @@ sessions, apart for every step h ahead, and a new forecast f' has the quantiles 
     rho_h    RMS residual / RMS d_h on the validation part, all neurons together,
     w        in WEIGHTS, by cross-validated CRPS over the two halves of the validation part.
 
-Quantiles need not lie around f symmetrically, and f is not moved. A session without
+Quantiles need not lie around f symmetrically, and f is not moved. A forecast that is a
+weighted sum may trouble traces that are silent: where quantiles around its network alone have
+the lower cross-validated CRPS they are made around that (`centred`). A session without
 validation windows has no sigma_n: its scale is the local one alone (w = 1), with a table of
 its own. Only the context of a forecast is looked at; the test part is not touched.
 """
@@ -21,7 +23,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,11 @@ from calm_jax import scored_windows as scored
 from calm_jax.baselines.windows import Forecaster
 from calm_jax.calibration import LEVELS
 from calm_jax.errors import ConfigError, RecordingError
-from calm_jax.files import replacing
-from calm_jax.fitted_files import fitted_file
 from calm_jax.recordings.batches import Prepared
 
 GRID = np.arange(1, 200) / 200  # levels of the tables: 0.005 to 0.995
 WEIGHTS = (0.0, 0.25, 0.5, 0.75, 1.0)
-FILE = "evaluation/quantiles.npz"
+FORECAST, NETWORK = "forecast", "network"  # centres
 ALONE = "-network"  # behind a protocol: of the network without what it is weighted with
 _VALUES = 1 << 23  # residuals kept of all sessions together
 _FLOOR = 0.05  # of the median sigma: the least scale, for a neuron silent in the context
@@ -52,6 +51,7 @@ class Residuals:
       weight: w. ratio: (H,) rho_h. floor: least scale.
       sigma: session -> (N,); sessions without validation windows are absent.
       chosen: CRPS of every weight in the cross-validation.
+      centre: what the quantiles lie around, the forecast or that of the network in it.
     """
 
     tables: np.ndarray
@@ -60,6 +60,7 @@ class Residuals:
     floor: float
     sigma: Mapping[int, np.ndarray]
     chosen: tuple[float, ...] = ()
+    centre: str = FORECAST
 
     @property
     def horizon(self) -> int:
@@ -77,6 +78,7 @@ class Residuals:
         """Shapes: forecast (B, H, N), context and mask (B, C, N) -> (levels, B, H, N).
 
         Args:
+          forecast: what the quantiles lie around, see `centre`.
           session: index of the session; None or one that was not fitted = local scale.
 
         Raises:
@@ -90,6 +92,20 @@ class Residuals:
         table = self.tables[int(sigma is None)][:, steps]
         q = np.stack([np.interp(levels, GRID, column) for column in table.T], 1)
         return (forecast + q[:, None, :, None] * s).astype(np.float32)
+
+
+def centred(weighted: Residuals, network: Residuals) -> Residuals:
+    """The quantiles of a weighted forecast: its own, or those around its network alone where
+    their cross-validated CRPS is lower."""
+    own, other = (np.nanmin([np.inf, *r.chosen]) for r in (weighted, network))
+    if not other < own:
+        return weighted
+    return dataclasses.replace(network, centre=NETWORK)
+
+
+def centre_of(forecaster: Forecaster, residuals: Residuals) -> Forecaster:
+    """The forecaster whose forecasts the quantiles lie around: itself, or its network."""
+    return forecaster.network if residuals.centre == NETWORK else forecaster
 
 
 def check_levels(levels: Sequence[float]) -> None:
@@ -143,7 +159,8 @@ class Calibrated:
         levels: tuple[float, ...],
     ) -> np.ndarray:
         """Shapes: context (B, context, N) -> (levels, B, horizon, N)."""
-        made = self(context, session, mask, horizon)
+        centre = centre_of(self._forecaster, self.residuals)
+        made = (self if centre is self._forecaster else centre)(context, session, mask, horizon)
         return self.residuals.quantiles(made, context, mask, session, levels)
 
 
@@ -339,54 +356,3 @@ def _mean(x: np.ndarray, axis: Any) -> np.ndarray:
     known = np.isfinite(x)
     n = known.sum(axis)
     return np.where(n > 0, np.where(known, x, 0).sum(axis) / np.maximum(n, 1), np.nan)
-
-
-def save(path: Path, fitted: Mapping[str, Residuals]) -> None:
-    """Writes residual quantiles by protocol as npz without pickles."""
-    arrays: dict[str, Any] = {"levels": GRID}
-    for protocol, r in fitted.items():
-        sessions = sorted(r.sigma)
-        arrays |= {
-            f"{protocol}/tables": r.tables.astype(np.float32),
-            f"{protocol}/weight": r.weight,
-            f"{protocol}/ratio": r.ratio,
-            f"{protocol}/floor": r.floor,
-            f"{protocol}/chosen": np.array(r.chosen),
-            f"{protocol}/session": np.array(sessions, np.int64),
-            f"{protocol}/count": np.array([len(r.sigma[i]) for i in sessions], np.int64),
-            f"{protocol}/sigma": np.concatenate([r.sigma[i] for i in sessions]),
-        }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as part, open(part, "wb") as file:
-        np.savez(file, **arrays)
-
-
-def load(path: Path) -> dict[str, Residuals] | None:
-    """What `save` wrote, by protocol; None when there is no such file.
-
-    Raises:
-      RunError: when the file is damaged.
-    """
-    return fitted_file(path, _every)
-
-
-def _every(a: Mapping[str, np.ndarray]) -> dict[str, Residuals]:
-    if not np.array_equal(a["levels"], GRID):
-        raise ValueError("other levels")
-    return {p: _loaded(a, p) for p in sorted({k.split("/")[0] for k in a} - {"levels"})}
-
-
-def _loaded(a: Mapping[str, np.ndarray], p: str) -> Residuals:
-    edges = np.concatenate([[0], np.cumsum(a[f"{p}/count"])])
-    sigma = {
-        int(i): a[f"{p}/sigma"][x:y] for i, x, y in zip(a[f"{p}/session"], edges, edges[1:])
-    }
-    tables, ratio = a[f"{p}/tables"], a[f"{p}/ratio"]
-    if tables.shape != (2, len(GRID), len(ratio)) or edges[-1] != len(a[f"{p}/sigma"]):
-        raise ValueError("shapes that do not belong together")
-    if not (np.isfinite(tables).all() and (np.diff(tables, axis=1) >= 0).all()):
-        raise ValueError("quantiles that are not finite or cross")
-    return Residuals(
-        tables, float(a[f"{p}/weight"]), ratio, float(a[f"{p}/floor"]), sigma,
-        tuple(a[f"{p}/chosen"].tolist()),
-    )  # fmt: skip

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose
 from scipy.stats import norm
 
-from calm_jax import calibration, config, rows, uncertainty
+from calm_jax import calibration, config, quantile_files, rows, uncertainty
 from calm_jax.baselines.copy_last import CopyLast
 from calm_jax.errors import ConfigError, RecordingError, RunError
 from calm_jax.recordings import preprocess
@@ -119,9 +119,9 @@ def test_saved_and_read_again(tmp_path):
     p = _prepared(_bursts(2400))
     made = {"B": uncertainty.fit(p, CopyLast(), SETTINGS, "B")}
     path = tmp_path / "evaluation" / "quantiles.npz"
-    assert uncertainty.load(path) is None
-    uncertainty.save(path, made)
-    back = uncertainty.load(path)["B"]
+    assert quantile_files.load(path) is None
+    quantile_files.save(path, made)
+    back = quantile_files.load(path)["B"]
     x = np.random.default_rng(0).normal(size=(1, 12, 5))
     for session in (0, None):
         assert_allclose(
@@ -136,7 +136,42 @@ def test_saved_and_read_again(tmp_path):
     for broken in (data[: len(data) // 2], b"", b"\0" * 100):
         path.write_bytes(broken)
         with pytest.raises(RunError, match="damaged.*calm-jax evaluate"):
-            uncertainty.load(path)
+            quantile_files.load(path)
+
+
+def test_a_weighted_forecast_that_troubles_silent_traces_has_quantiles_around_its_network(tmp_path):
+    """Traces exactly silent but for rare events, and a forecast that trembles with others."""
+    rng = np.random.default_rng(0)
+    x = np.where(rng.random((6000, 4)) < 0.02, rng.exponential(3, (6000, 4)), 0)
+    x[:, 0] = rng.normal(size=6000)
+
+    class Trembling:
+        network = CopyLast()
+
+        def __call__(self, context, session, mask, horizon):
+            made = self.network(context, session, mask, horizon)
+            return made * 0.9 + 0.3 * context[:, -1:, :1]
+
+    p, weighted = _prepared(x), Trembling()
+    own, alone = (uncertainty.fit(p, f, SETTINGS, "B") for f in (weighted, weighted.network))
+    made = uncertainty.centred(own, alone)
+    assert made.centre == uncertainty.NETWORK and own.centre == uncertainty.FORECAST
+    assert uncertainty.centred(alone, own) is alone
+    context = rng.normal(size=(2, 12, 4)).astype(np.float32)
+    seen = np.ones(context.shape, bool)
+    ask = lambda f, r: uncertainty.Calibrated(f, r).quantiles(context, 0, seen, 4, (0.1, 0.9))  # noqa: E731
+    np.testing.assert_array_equal(ask(weighted, made), ask(weighted.network, alone))
+    assert np.abs(ask(weighted, made) - ask(weighted, own)).max() > 0.01
+    score = lambda r: rows.select(  # noqa: E731
+        calibration.quantile_rows(
+            p, p.splits, "x", uncertainty.Calibrated(weighted, r), SETTINGS, "B", "test"
+        ), metric="crps", session=None, animal=None, step=None,
+    )[0]["value"]  # fmt: skip
+    assert score(made) < score(own)
+    quantile_files.save(tmp_path / "q.npz", {"B": made, "B-network": alone})
+    back = quantile_files.load(tmp_path / "q.npz")
+    assert back["B"].centre == uncertainty.NETWORK
+    assert back["B-network"].centre == uncertainty.FORECAST
 
 
 def test_without_a_validation_window_it_is_said():

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from calm_jax import compilation, config, evaluation, uncertainty
+from calm_jax import compilation, config, evaluation, stacking, uncertainty
 from calm_jax import scored_windows as scored
 from calm_jax.baselines import copy_last
 from calm_jax.benchmark import calm, methods, recordings
@@ -116,7 +116,10 @@ def run(job: Job, prepared: Prepared | None = None) -> dict[str, Any]:
     ]
     spread = forecaster
     if not isinstance(forecaster, QuantileForecaster):
-        fitted = uncertainty.fit(prepared, forecaster, each, job.protocol, batch=BATCH)
+        fit_ = lambda f: uncertainty.fit(prepared, f, each, job.protocol, batch=BATCH)  # noqa: E731
+        fitted = fit_(forecaster)
+        if isinstance(forecaster, stacking.Stack):
+            fitted = uncertainty.centred(fitted, fit_(forecaster.network))
         spread = uncertainty.Calibrated(forecaster, fitted)
     scores, rows = [], []
     for i, settings in enumerate(each):
