@@ -61,7 +61,10 @@ class Preprocess:
     smoothing: float | None = None  # causal exponential smoothing, a of spec 1.1; None = off
     z_score: bool = True  # per neuron, mean and SD of the training frames
     epsilon: float = 1e-6  # added to the SD
-    min_sd: float = 1e-3  # times the median SD of the session: below it a trace is constant
+    # Times the median SD of the session: below it a trace counts as constant. A cell all but
+    # silent in training that fires later would be thousands of training variances, and be all
+    # that a mean over cells tells of.
+    min_sd: float = 0.02
 
 
 @dataclasses.dataclass(frozen=True)

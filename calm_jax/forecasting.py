@@ -176,7 +176,7 @@ def make_context(
     if constant == session.n_neurons:
         raise all_constant(session.session, constant)
     if constant:
-        notes.append(f"{constant} of {session.n_neurons} traces are constant")
+        notes.append(f"{constant} of {session.n_neurons} traces are constant or all but silent")
     rate = float(np.median(trained.table.rate))
     if not 0.95 < session.rate / rate < 1.05:
         notes.append(

@@ -172,7 +172,8 @@ def _prepare(run: Run, say: _Say) -> Prepared:
         f"data {experiment.data.name}: {len(store.sessions)} sessions, {store.n_neurons} neurons, "
         + ", ".join(f"{len(split.ranges(p))} {p}" for p in ("train", "valid", "test"))
         + " ranges"
-        + (f"; {constant} constant traces are left out of every score" if constant else "")
+        + (f"; {constant} constant or all but silent traces are left out of every score"
+           if constant else "")
     )
     return Prepared(store, split, scalers)
 

@@ -281,6 +281,9 @@ def test_a_run_without_fitted_quantiles_says_so_and_evaluate_fits_them(home, run
     with np.load(path) as b:
         assert set(again) == set(b.files)
         for k, x in again.items():
+            if x.dtype.kind == "U":
+                assert x == b[k]
+                continue
             np.testing.assert_allclose(x, b[k], rtol=1e-5, atol=1e-5)
     longer = forecast(run, file, home / "q.npz", "--horizon", "90")
     assert longer["quantiles"].shape[1:] == (90, 12) and "too narrow" in capsys.readouterr().err

@@ -132,7 +132,7 @@ def test_silent_neurons_are_named_and_cannot_explode():
     x = rng.normal(size=(200, 6)).astype(np.float32)
     x[:, 1] = 0
     x[:, 2] = 1234.5
-    x[:140, 3] = 1e-5 * x[:140, 3]  # wakes up after training
+    x[:140, 3] = 1e-2 * x[:140, 3]  # all but silent, wakes up after training
     valid = np.ones((200, 6), bool)
     valid[:, 4] = False
     store = MemoryStore([Session(x, rate=10, valid=valid)])
