@@ -19,7 +19,7 @@ from calm_jax.baselines.windows import Forecaster, origins
 LAGS = 12  # last changes whose weights may move
 FOLDS = 4  # blocks of time
 ALPHAS = tuple(10.0 ** np.arange(-3.0, 4.01, 0.5))  # times the mean diagonal of the Gram matrix
-_SAMPLES = 400_000  # windows x neurons of a session
+_SAMPLES = 100_000  # windows x neurons of a session, for 12 weights a step ahead
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
