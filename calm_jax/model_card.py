@@ -73,7 +73,9 @@ def _training(trained: Trained) -> str:
         facts = stages.get(name, {})
         sizes = getattr(e, name)
         size = f"width {sizes.width}, {sizes.layers} layers"
-        if "steps" in facts:
+        if "adapted" in facts:
+            size += f"; adapted: {facts['text']}"
+        elif "steps" in facts:
             size += (
                 f"; {facts['steps']} steps, step {facts['used_step']} used, "
                 f"{facts['seconds']:.0f} s"

@@ -345,6 +345,21 @@ def test_the_command_makes_runs_and_rows(tmp_path, capsys):
     np.testing.assert_allclose(a["value"], b["value"], rtol=1e-4)
 
 
+def test_a_run_whose_linear_path_was_moved_is_a_run_like_any_other(tmp_path, monkeypatch, capsys):
+    run = trained(tmp_path, NONE)
+    found = linear_adaptation.Correction(np.full((7, 4), 0.01, np.float32), 1.0, 0.99, 10)
+    monkeypatch.setattr(linear_adaptation, "fit", lambda *_: found)
+    file = recording(tmp_path / "fresh.npz", frames=900, neurons=4, seed=9)
+    out = tmp_path / "out"
+    args = [str(run.run.folder), "--data", str(file), "--out", str(out), "--no-scratch"]
+    assert cli.main(["adapt", *args]) == 0
+    assert "calm_unadapted on" in capsys.readouterr().err
+    made = runs.load(out)
+    assert made.run.done("report") and made.run.stages()["transformer"]["adapted"] == "linear"
+    [card] = out.rglob("MODEL_CARD.md")
+    assert "adapted: the model has no rows of neurons: the linear path" in card.read_text()
+
+
 def test_the_map_of_the_other_animals_takes_contexts_of_any_length(tmp_path):
     said = []
     f = adaptation_curve._of_others(trained(tmp_path), said.append)
