@@ -188,7 +188,7 @@ def _scores(
     text = f"{part.label} ({part.minutes:.1f} min)"
     ranges = (p["test"] for p in test.splits.parts)
     frames = sum(int((r[:, 1] - r[:, 0]).sum()) for r in ranges)
-    say(f"{text}: {', '.join(methods)} on {frames:,} test frames")
+    say(f"{text}: scoring {len(methods)} methods on {frames:,} test frames")
     found = _rows(methods, part, test, e, None)
     for seed in range(e.seed, e.seed + seeds):
         with _workplace(place, part, seed) as folder:

@@ -1,10 +1,8 @@
-"""Forecasts of recordings with a trained run: contexts, batches of windows, files."""
+"""Forecasts with a trained run: contexts, batches of windows, its maps and quantiles."""
 
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,18 +10,16 @@ import numpy as np
 
 from calm_jax import quantile_files, stacking, uncertainty, weights
 from calm_jax.errors import CalmError, RecordingError
-from calm_jax.files import replacing
 from calm_jax.models.forecaster import CalM, Context, Forecast, forecast
-from calm_jax.recordings import nwb_results, preprocess
+from calm_jax.recordings import preprocess
 from calm_jax.recordings.batches import Prepared, bucket
 from calm_jax.recordings.build import build
-from calm_jax.recordings.loading import load_session
 from calm_jax.recordings.session import Session
 from calm_jax.recordings.store import open_store
 from calm_jax.runs import Trained, load_split
 from calm_jax.weights import load
 
-__all__ = ["CalmForecaster", "forecast", "forecast_file", "load", "make_context"]
+__all__ = ["CalmForecaster", "forecast", "load", "make_context"]
 
 _NEURONS = 8  # neurons are padded to a multiple of this: sessions share compilations
 
@@ -215,95 +211,6 @@ def _first_frame(session: Session, origin: int) -> int:
     return int(before[-1]) if before.size else 0
 
 
-def forecast_file(
-    run: Path | str,
-    file: Path | str,
-    *,
-    context: int | None = None,
-    horizon: int | None = None,
-    origin: int | None = None,
-    samples: int = 0,
-    options: tuple[str, ...] = (),
-    out: Path | str | None = None,
-    nwb: Path | str | None = None,
-) -> tuple[Forecast, tuple[str, ...]]:
-    """Forecasts a recording and writes it in the unit of the input.
-
-    The npz at `out` holds `mean` (horizon, N), `origin`, `rate`, `neuron` (ids), `unit`,
-    `quantiles` (levels, horizon, N) and `levels`. Quantiles come from the errors of the run's
-    forecasts on its validation part (`uncertainty`), or, with samples, from so many
-    trajectories of drawn codes, whose spread is not calibrated. A run whose recordings
-    were resampled (`data.rate`) forecasts this one at the same rate.
-
-    Args:
-      options: of the reader, `name=value`.
-      nwb: where `file` is an NWB 2 file, the copy of it to write with the forecast
-        (`recordings.nwb_results.add_predictions`).
-
-    Returns:
-      the forecast in the unit of the input, and the notes.
-
-    Raises:
-      RunError, RecordingError: for a run or file that cannot be used.
-    """
-    if nwb is not None:
-        nwb_results.check(file, nwb)
-    trained = load(run)
-    settings = trained.run.experiment.forecasting
-    session = load_session(file, options, trained.run.experiment.data.rate)
-    frames = settings.context if context is None else context
-    horizon = settings.horizon if horizon is None else horizon
-    given = make_context(trained, session, frames, origin)
-    made = forecast(
-        trained.model,
-        given.context,
-        horizon,
-        key=jax.random.key(trained.run.experiment.seed),
-        mode=settings.mode,
-        samples=samples or (settings.samples if settings.mode == "sample" else 0),
-        quantiles=settings.quantiles,
-        temperature=settings.temperature,
-    )
-    notes = list(given.notes)
-    if made.quantiles is None:
-        network = made
-        made, weighted, more = with_maps(trained, made, given)
-        notes += more
-        made, more = with_quantiles(
-            trained, made, given, settings.quantiles, network=network if weighted else None
-        )
-        notes += more
-    back = lambda z: np.asarray(z)[..., 0, :, :] * given.sd + given.mean  # noqa: E731
-    result = Forecast(back(made.mean), None if made.quantiles is None else back(made.quantiles))
-    arrays: dict[str, Any] = {
-        "mean": result.mean.astype(np.float32),
-        "origin": session.n_frames if origin is None else int(origin),
-        "rate": session.rate,
-        "neuron": session.neurons.id,
-        "unit": session.unit,
-    }
-    if result.quantiles is not None:
-        arrays["quantiles"] = result.quantiles.astype(np.float32)
-        arrays["levels"] = np.asarray(settings.quantiles)
-    if out is not None:
-        with replacing(Path(out)) as part, open(part, "wb") as f:
-            np.savez(f, **arrays)
-    if nwb is not None:
-        nwb_results.add_predictions(
-            file,
-            nwb,
-            result.mean,
-            _frame_times(session, arrays["origin"], horizon),
-            neurons=session.neurons.id,
-            unit=session.unit,
-            description=f"calm_jax forecast of frame {arrays['origin']} and those after it, "
-            f"from the {frames} frames before",
-            quantiles=result.quantiles,
-            levels=settings.quantiles,
-        )
-    return result, tuple(notes)
-
-
 def with_maps(trained: Trained, made: Forecast, given: Given) -> tuple[Forecast, bool, list[str]]:
     """The network's forecast (1, H, N) weighted with the closed-form maps of the run.
 
@@ -395,10 +302,3 @@ def with_quantiles(
         np.asarray(around.mean), context, given.seen[None], given.session, levels
     )
     return Forecast(made.mean, q), notes
-
-
-def _frame_times(session: Session, first: int, count: int) -> np.ndarray:
-    """(count,) seconds of the frames from `first`; regular beyond the end of the recording."""
-    times = session.times
-    beyond = times[-1] + np.arange(1, count + 1) / session.rate
-    return np.concatenate([times[first:], beyond])[:count]

@@ -30,7 +30,7 @@ from calm_jax import (
     weights,
 )
 from calm_jax.errors import ConfigError
-from calm_jax.forecasting import forecast_file
+from calm_jax.forecast_files import forecast_file
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared, Windows
 from calm_jax.recordings.build import build

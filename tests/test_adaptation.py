@@ -17,7 +17,7 @@ from calm_jax import adaptation, adaptation_curve, cli, linear_adaptation, minut
 from calm_jax import config as configs
 from calm_jax.adaptation_data import InUnits, given
 from calm_jax.errors import ConfigError, RecordingError
-from calm_jax.forecasting import forecast_file
+from calm_jax.forecast_files import forecast_file
 from calm_jax.models import tokenizer
 from calm_jax.models.dual_axis import DualAxisTransformer
 from calm_jax.recordings import preprocess
@@ -353,7 +353,7 @@ def test_a_run_whose_linear_path_was_moved_is_a_run_like_any_other(tmp_path, mon
     out = tmp_path / "out"
     args = [str(run.run.folder), "--data", str(file), "--out", str(out), "--no-scratch"]
     assert cli.main(["adapt", *args]) == 0
-    assert "calm_unadapted on" in capsys.readouterr().err
+    assert "scoring 7 methods on" in capsys.readouterr().err
     made = runs.load(out)
     assert made.run.done("report") and made.run.stages()["transformer"]["adapted"] == "linear"
     [card] = out.rglob("MODEL_CARD.md")

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 import calm_jax
-from calm_jax import cli, config, pipeline, rows, runs
+from calm_jax import cli, config, pipeline, quantile_files, rows, runs, uncertainty
 from calm_jax.baselines import CLOSED_FORM
 from calm_jax.forecasting import with_maps
 from calm_jax.recordings.session import Session
@@ -310,6 +310,22 @@ def test_a_forecast_in_five_lines(home, run, known, capsys):
     forecast(run, known, home / "d.npz", "--origin", "400", "--context", "40")
     assert "the network alone" in (err := capsys.readouterr().err)
     assert "for contexts of 36 and 48 frames" in err
+
+
+def test_quantiles_around_the_network_stay_there_when_the_forecast_is_weighted(home, run, known):
+    paths = run / "evaluation" / "stack.npz", run / "evaluation" / "quantiles.npz"
+    stack, kept = (p.read_bytes() for p in paths)
+    fitted = quantile_files.load(paths[1])
+    inner = fitted["B" + uncertainty.ALONE]
+    fitted["B"] = dataclasses.replace(inner, centre=uncertainty.NETWORK)
+    quantile_files.save(paths[1], fitted)
+    weighted = forecast(run, known, home / "c.npz", "--origin", "400")
+    paths[0].unlink()
+    alone = forecast(run, known, home / "c.npz", "--origin", "400")
+    for path, data in zip(paths, (stack, kept), strict=True):
+        path.write_bytes(data)
+    np.testing.assert_array_equal(weighted["quantiles"], alone["quantiles"])
+    assert abs(weighted["mean"] - alone["mean"]).max() > 1e-3
 
 
 def test_without_the_recordings_of_the_run_the_network_forecasts_alone(

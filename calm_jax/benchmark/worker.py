@@ -116,10 +116,10 @@ def run(job: Job, prepared: Prepared | None = None) -> dict[str, Any]:
     ]
     spread = forecaster
     if not isinstance(forecaster, QuantileForecaster):
-        fit_ = lambda f: uncertainty.fit(prepared, f, each, job.protocol, batch=BATCH)  # noqa: E731
-        fitted = fit_(forecaster)
+        errors = lambda f: uncertainty.fit(prepared, f, each, job.protocol, batch=BATCH)  # noqa: E731
+        fitted = errors(forecaster)
         if isinstance(forecaster, stacking.Stack):
-            fitted = uncertainty.centred(fitted, fit_(forecaster.network))
+            fitted = uncertainty.centred(fitted, errors(forecaster.network))
         spread = uncertainty.Calibrated(forecaster, fitted)
     scores, rows = [], []
     for i, settings in enumerate(each):

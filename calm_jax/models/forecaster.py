@@ -30,9 +30,10 @@ from calm_jax.models.readouts import recent_frames
 
 MODES = ("readout", "argmax", "sample", "expected")
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
-# Codes that the tokenizer sees at once in a roll-out, about what it is trained on. Longer
-# roll-outs would otherwise need memory and time that grow with the square of their length.
-_LOOK = 32
+# Codes that the tokenizer sees at once in a roll-out, more than it is trained on (50 codes in
+# `calm_paper`, 25 in `calm_base`). Without this bound long roll-outs need memory and time that
+# grow with the square of their length.
+_LOOK = 64
 
 
 class CalM(nnx.Module):

@@ -45,7 +45,8 @@ def _counts(line: Line) -> str:
     if not math.isnan(line.neurons):
         text += f", {line.neurons:.0f} neurons"
     if line.constant > 0:
-        text += f"; {line.constant:.0f} constant traces ({line.constant_text}) left out"
+        text += f"; {line.constant:.0f} constant or all but silent traces"
+        text += f" ({line.constant_text}) left out"
     return text + "; skill = 1 − MSE / MSE of copy last"
 
 

@@ -153,7 +153,7 @@ def summary(run: Contents, lines: list[tables.Line]) -> str:
         if not math.isnan(first.neurons):
             n += f", {first.neurons:,.0f} neurons scored"
         if first.constant > 0:
-            n += f", {first.constant:,.0f} constant traces left out of every mean"
+            n += f", {first.constant:,.0f} constant or all but silent traces left out of every mean"
         text = sections.protocol_text(protocol, run)
         out += f"<h3>{escape(text)}</h3>{table(heads, rows, range(1, len(heads)))}"
         out += f'<p class="note">{n}.</p>'

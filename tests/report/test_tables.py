@@ -82,7 +82,7 @@ def test_the_console_shows_methods_best_numbers_and_what_was_left_out():
     print_summary(rows, Console(file=out, width=100))
     text = out.getvalue()
     assert "protocol B" in text and "population ridge" in text and "0.250" in text
-    assert "1 session, 9 neurons; 3 constant traces (25.0%) left out" in text
+    assert "1 session, 9 neurons; 3 constant or all but silent traces (25.0%) left out" in text
     assert "0.971" in text
     bold = io.StringIO()
     print_summary(rows, Console(file=bold, width=100, force_terminal=True, color_system="standard"))
