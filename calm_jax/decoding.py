@@ -20,6 +20,7 @@ from calm_jax.baselines.behavior.tcn import TCNNetwork
 from calm_jax.decoding_data import (
     Read,
     Recordings,
+    Told,
     beginnings,
     limited,
     minutes_of,
@@ -93,11 +94,14 @@ def opened(
     features = None
     if not settings.fine_tune:
         made = given.prepared.splits
-        longest = made.ranges("train", range(len(given.sessions)))
+        every = range(len(given.sessions))
+        longest = made.ranges("train", every)
         longest = int((longest[:, 2] - longest[:, 1]).max())
         # As the transformer was trained.
         window = min(trained.run.experiment.transformer_training.window or longest, longest)
-        reader = FeatureReader(trained.model, given.prepared, given.table, settings, window)
+        frames = sum(int(b - a) for part in splits.PARTS for _, a, b in made.ranges(part, every))
+        told = Told("features of the model", frames, "frames", say)
+        reader = FeatureReader(trained.model, given.prepared, given.table, settings, window, told)
         patch = trained.model.tokenizer.config.patch
         features = beginnings(reader, made, 1 if settings.every_frame else patch)
     return Setup(trained, given, settings, saved, features, rate)
@@ -201,11 +205,13 @@ def decoded(
             runs.save_arrays(home / f"seed{seed}.npz", state.params)
             say(f"{method}, seed {seed}: step {state.step} of {settings.training.steps}")
     if baselines:
+        say("baselines: linear ones with their controls, then a TCN")
         problem.linear_baselines()
         tcn, traces = problem.tcn()
         for seed in range(seeds):
             state, task = problem.train(tcn, traces, seed, home, None)
             problem.score("tcn", _predictor(task, state), seed)
+            say(f"tcn, seed {seed}: step {state.step} of {settings.training.steps}")
     if poyo:
         for seed in range(seeds):
             state, task = problem.poyo(seed, home)

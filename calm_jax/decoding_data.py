@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -139,3 +140,25 @@ def beginnings(read: Read, made: splits.Splits, hop: int = 1) -> Read:
         return read(i, start, whole[i, start])[: (stop - start) // hop]
 
     return beginning
+
+
+class Told:
+    """Says how far a long piece of work is, every half minute; short ones stay silent.
+
+    Args:
+      what: is done, such as "features". total: of `unit`.
+    """
+
+    def __init__(
+        self, what: str, total: int, unit: str, say: Callable[[str], None], every: float = 30.0
+    ):
+        self._what, self._total, self._unit, self._say = what, total, unit, say
+        self._every, self._done, self._last = every, 0, time.monotonic()
+
+    def __call__(self, more: int) -> None:
+        """`more` is done."""
+        self._done += more
+        now = time.monotonic()
+        if now - self._last >= self._every:
+            self._last = now
+            self._say(f"{self._what}: {self._done:,} of {self._total:,} {self._unit}")

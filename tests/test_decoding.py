@@ -7,7 +7,9 @@ no training: what is tested here is the way from recordings to rows, not the bac
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
 from pathlib import Path
 
 import jax
@@ -15,7 +17,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from calm_jax import cli, config, runs
+from calm_jax import cli, config, decoding, runs
 from calm_jax.models import tokenizer as tokenizers
 from calm_jax.models.dual_axis import DualAxisTransformer
 from calm_jax.recordings import preprocess, splits
@@ -182,12 +184,17 @@ def new(home):
     return "new"
 
 
-def test_a_decoder_is_saved_and_handed_on_to_a_new_session(home, found, new, capsys):
+def test_a_decoder_is_saved_and_handed_on_to_a_new_session(
+    home, found, new, capsys, monkeypatch
+):
     """The pooled head: directions stay, rows are solved for, from a minute of labels."""
     saved = home / "run" / "decoders" / "decoder"
     words = ["--target", "speed", "state", "noise", "--from", str(saved), "--rows-only"]
     words += ["--minutes", "0.5", "--no-baselines", "--name", "moved", *QUICK]
+    monkeypatch.setattr(decoding, "Told", functools.partial(decoding.Told, every=0.0))
     decode(home, *words, data=new)
+    told = re.findall(r"features of the model: (\d+) of (\d+) frames", capsys.readouterr().err)
+    assert told[-1][0] == told[-1][1] and len({a for a, _ in told}) == len(told) > 1
     with np.load(saved / "seed0.npz") as a, np.load(saved.parent / "moved" / "seed0.npz") as b:
         assert a["0/rows"].shape[0] == 13 and b["0/rows"].shape[0] == 9
         np.testing.assert_array_equal(a["0/directions"], b["0/directions"])

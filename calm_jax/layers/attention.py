@@ -1,7 +1,8 @@
 """Multi-head self-attention with rotary position, over whole sequences or step by step.
 
 The plain einsum form is used: sequences here are short (tens of tokens), where it
-beats `jax.nn.dot_product_attention` on CPUs and XLA fuses it on GPUs.
+beats `jax.nn.dot_product_attention` on CPUs and XLA fuses it on GPUs. Attention over
+many neurons goes through `population_attention`.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ class SelfAttention(nnx.Module):
         self.out = linear(width, width, bias=bias, dtype=dtype, rngs=rngs)
         self.heads, self.causal, self.rope, self.rate = heads, causal, rope, dropout
 
-    def _project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
+    def project(self, x: Array, positions: Array) -> tuple[Array, Array, Array]:
         """Queries, keys, values: (batch, length, heads, head width)."""
         b, t, w = x.shape
         qkv = self.qkv(x).reshape(b, t, 3, self.heads, w // self.heads)
@@ -90,7 +91,7 @@ class SelfAttention(nnx.Module):
     ) -> Array:
         """Args: x (batch, length, width); mask (batch, length), True = real key."""
         t = x.shape[1]
-        q, k, v = self._project(x, jnp.arange(t))
+        q, k, v = self.project(x, jnp.arange(t))
         allowed = None
         if self.causal:
             allowed = jnp.tril(jnp.ones((t, t), bool))[None, None]
@@ -110,7 +111,7 @@ class SelfAttention(nnx.Module):
         The same numbers as `__call__` on the whole sequence, for these steps.
         """
         steps = position + jnp.arange(x.shape[1])
-        q, k, v = self._project(x, steps)
+        q, k, v = self.project(x, steps)
         put = jax.lax.dynamic_update_slice_in_dim
         keys = put(cache.keys, k.astype(cache.keys.dtype), position, axis=1)
         values = put(cache.values, v.astype(cache.values.dtype), position, axis=1)

@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from calm_jax.layers import population_attention
 from calm_jax.layers.attention import SelfAttention
 from calm_jax.layers.basic import dropout, linear
 
@@ -28,8 +29,14 @@ class SoftmaxMixing(nnx.Module):
 
     def __call__(self, x: Array, neurons: Array, mask: Array, key: Array | None) -> Array:
         b, t, n, w = x.shape
+        own, most = self.attention, population_attention.scores_at_once()
+        if b * t * n * n * own.heads > most:
+            made = own.project(x.reshape(b * t, n, w), jnp.arange(n))
+            q, k, v = (a.reshape(b, t, n, own.heads, -1) for a in made)
+            y = population_attention.attend(q, k, v, mask, most, rate=own.rate, key=key)
+            return own.out(y.reshape(x.shape))
         keys = jnp.broadcast_to(mask[:, None], (b, t, n)).reshape(b * t, n)
-        return self.attention(x.reshape(b * t, n, w), keys, key).reshape(x.shape)
+        return own(x.reshape(b * t, n, w), keys, key).reshape(x.shape)
 
 
 class SignedMixing(nnx.Module):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -145,6 +146,7 @@ class FeatureReader:
     Args:
       model: tokenizer and transformer. prepared: the traces.
       table: as in `Populations`. window: frames, as the transformer was trained on.
+      told: called with the number of frames read, piece by piece.
     """
 
     def __init__(
@@ -154,7 +156,9 @@ class FeatureReader:
         table: tuple[tuple[np.ndarray, int], ...],
         settings: config.Decoding,
         window: int,
+        told: Callable[[int], None] = lambda frames: None,
     ):
+        self._told = told
         self._model, self._prepared, self._table = model, prepared, table
         self._settings = settings
         patch = model.tokenizer.config.patch
@@ -197,5 +201,6 @@ class FeatureReader:
             h = np.asarray(self._run(self._model, x, *given), np.float16)
             half = w // 2 // self._hop
             kept += [h[row, half if a else 0 :, : rows.size] for row, a in enumerate(part)]
+            self._told(sum(min(a + w, len(z)) - (a + w // 2 if a else 0) for a in part))
         steps = len(z) // self._hop
         return np.concatenate(kept)[:steps]

@@ -89,7 +89,10 @@ def host(data, monkeypatch):
     class Mine(Server):
         files = {"/blobs/x.nwb": data, "/whole/x.nwb": data, "/e.nwb": b"", "/t.nwb": data[:999]}
 
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Mine)
+    class Host(http.server.ThreadingHTTPServer):
+        request_queue_size = 128  # of 5, a busy machine lets connections time out
+
+    server = Host(("127.0.0.1", 0), Mine)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()
     server.files, server.handler = Mine.files, Mine
