@@ -71,6 +71,25 @@ def plan(
     return Plan(ranges, trial, np.concatenate(each), s.context, s.horizon, 0)
 
 
+def fitting_plan(
+    prepared: Prepared, splits: Splits, i: int, protocol: str, s: config.Forecasting
+) -> Plan | None:
+    """The validation windows that weights and quantiles of a protocol are fitted on.
+
+    Those that are scored; of trials longer than the frames protocol A forecasts also further
+    windows, one behind the other: a validation part of one long trial would give a single one.
+    """
+    made = plan(prepared, splits, i, "valid", protocol, s)
+    if made is None or protocol != "A" or made.horizon < s.horizon_a:
+        return made
+    each = [
+        np.arange(a + s.context_a, max(b - made.horizon, a + s.context_a) + 1, made.horizon)
+        for a, b in made.ranges
+    ]
+    trial = np.repeat(np.arange(len(each)), [len(o) for o in each])
+    return dataclasses.replace(made, trial=trial, origin=np.concatenate(each))
+
+
 def batches(prepared: Prepared, i: int, plan: Plan, size: int) -> Iterator[Batch]:
     """The windows of a plan, `size` at a time."""
     neurons, n = prepared.store.sessions[i].n_neurons, len(plan.origin)

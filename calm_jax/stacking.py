@@ -12,6 +12,9 @@ e the network alone and g the mean square of the members. lambda is the one of `
 the least error of weights fitted on the first half of every session's validation windows on
 the second, and the other way round. The network alone is among them (lambda = inf), so that
 nothing is added where it does not help on windows that it was not fitted on.
+
+Few windows tell little of a single step: weights of step h may be those of all the steps from
+h / (1 + b) to h (1 + b), with b of `BREADTHS` chosen together with lambda.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ from calm_jax.recordings.batches import Prepared
 FILE = "evaluation/stack.npz"
 NETWORK = "network"
 SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))
+BREADTHS = (0.0, 0.25, float("inf"))
 _REMEMBERED = 1 << 28  # bytes of forecasts of one member
 _WINDOWS = 400  # validation windows of a session that are looked at
 
@@ -47,8 +51,8 @@ class Weights:
 
     Attributes:
       members: names, the network first. table: (H, members) float64.
-      shrinkage: lambda. errors: of every lambda, cross-validated MSE; NaN where a half of
-        the validation part is empty.
+      shrinkage: lambda. breadth: b. errors: of every lambda with that breadth,
+        cross-validated MSE; NaN where a half of the validation part is empty.
       sessions: those with members of their own; others take the network alone.
     """
 
@@ -57,6 +61,7 @@ class Weights:
     shrinkage: float
     errors: tuple[float, ...]
     sessions: tuple[int, ...]
+    breadth: float = 0.0
 
     def of(self, session: int, horizon: int) -> np.ndarray:
         """(horizon, members); steps beyond those fitted weigh as the last one."""
@@ -171,7 +176,7 @@ def fit(
     sessions: list[int] = []
     for i in prepared.splits.training_index:
         own = settings if isinstance(settings, config.Forecasting) else settings[i]
-        plan = scored.plan(prepared, prepared.splits, i, "valid", protocol, own)
+        plan = scored.fitting_plan(prepared, prepared.splits, i, protocol, own)
         if plan is None:
             continue
         every = {NETWORK: network, **others}
@@ -219,22 +224,35 @@ def _moments(
 
 def _fit(names: tuple[str, ...], found: list[np.ndarray], sessions: list[int]) -> Weights:
     halves = [[m[k] for m in found] for k in (0, 1)]
-    whole = _solve_all([m.sum(0) for m in found])
-    errors = np.full(len(SHRINKAGE), np.nan)
+    errors = np.full((len(BREADTHS), len(SHRINKAGE)), np.nan)
     if all(any(m[..., -1, -1].any() for m in half) for half in halves):
-        tables = [_solve_all(half) for half in halves]
-        errors = np.mean(
-            [[_error(halves[1 - k], t) for t in tables[k]] for k in (0, 1)], axis=0
-        )
-    best = int(np.nanargmin(errors)) if np.isfinite(errors).any() else len(SHRINKAGE) - 1
+        for row, breadth in zip(errors, BREADTHS, strict=True):
+            tables = [_solve_all(half, breadth) for half in halves]
+            row[:] = np.mean(
+                [[_error(halves[1 - k], t) for t in tables[k]] for k in (0, 1)], axis=0
+            )
+    at, best = 0, len(SHRINKAGE) - 1
+    if np.isfinite(errors).any():
+        at, best = (int(i) for i in np.unravel_index(np.nanargmin(errors), errors.shape))
+    whole = _solve_all([m.sum(0) for m in found], BREADTHS[at])
     return Weights(
-        names, whole[best], SHRINKAGE[best], tuple(float(e) for e in errors), tuple(sessions)
-    )
+        names, whole[best], SHRINKAGE[best], tuple(float(e) for e in errors[at]),
+        tuple(sessions), BREADTHS[at],
+    )  # fmt: skip
 
 
-def _solve_all(found: Sequence[np.ndarray]) -> np.ndarray:
+def _broadened(a: np.ndarray, breadth: float) -> np.ndarray:
+    """Moments (H, ...) of every step, those of steps around it in; see `BREADTHS`."""
+    if breadth == 0:
+        return a
+    step = np.arange(1, len(a) + 1)
+    ratio = np.maximum(step / step[:, None], step[:, None] / step)
+    return np.tensordot((ratio <= 1 + breadth).astype(float), a, 1)
+
+
+def _solve_all(found: Sequence[np.ndarray], breadth: float) -> np.ndarray:
     """(lambdas, H, M) weights from moments (H, M + 2, M + 2) of each session."""
-    a = _average(found)
+    a = _broadened(_average(found), breadth)
     steps, m = len(a), a.shape[1] - 2
     alone = np.eye(m)[0]
     out = np.tile(alone, (len(SHRINKAGE), steps, 1))
@@ -290,6 +308,7 @@ def save(path: Path, fitted: Mapping[int, Weights]) -> None:
             f"{context}/table": w.table,
             f"{context}/shrinkage": w.shrinkage,
             f"{context}/errors": np.array(w.errors),
+            f"{context}/breadth": w.breadth,
             f"{context}/sessions": np.array(w.sessions, np.int64),
         }
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -318,4 +337,5 @@ def _loaded(a: Mapping[str, np.ndarray], c: str) -> Weights:
     return Weights(
         names, table, float(a[f"{c}/shrinkage"]), tuple(a[f"{c}/errors"].tolist()),
         tuple(int(i) for i in a[f"{c}/sessions"]),
+        float(a.get(f"{c}/breadth", 0.0)),  # files of before have none
     )  # fmt: skip

@@ -238,7 +238,7 @@ def fit(
     found = []
     for i in index:
         own = settings if isinstance(settings, config.Forecasting) else settings[i]
-        plan = scored.plan(prepared, prepared.splits, i, "valid", protocol, own)
+        plan = scored.fitting_plan(prepared, prepared.splits, i, protocol, own)
         if plan is not None:
             found.append(_errors(prepared, i, forecaster, plan, all_neurons, batch))
     found = [x for x in found if np.isfinite(x.e).any()]

@@ -1,6 +1,7 @@
 """Scores against loops; forecasts that cannot see the future; constant neurons counted."""
 
 import csv
+import dataclasses
 import math
 
 import numpy as np
@@ -17,6 +18,7 @@ from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.session import Session, Trials
 from calm_jax.recordings.splits import make_split
 from calm_jax.rows import select
+from calm_jax.scored_windows import fitting_plan, plan
 
 SETTINGS = config.Forecasting(
     context=8, horizon=4, origin_stride=3, context_a=6, score_from_a=8, protocols=("A", "B")
@@ -116,6 +118,32 @@ def test_rows_equal_the_loop(protocol):
                 assert_allclose(got, np.mean(r), rtol=1e-4)
         calm, copy = (_value(rows, **where, method=k, metric="mse") for k in ("calm", "copy_last"))
         assert_allclose(_value(rows, **where, method="calm", metric="skill"), 1 - calm / copy)
+
+
+def test_long_validation_trials_give_more_windows_to_fit_on():
+    """One behind the other, as many as the trial holds; short trials give their first one."""
+    rng = np.random.default_rng(0)
+    start, stop = np.array([0, 200, 400, 500, 700]), np.array([190, 390, 490, 690, 890])
+    one = Session(
+        rng.normal(size=(900, 3)), rate=10, session="one", animal="a", trials=Trials(start, stop)
+    )
+    p = _prepared([one])
+    ranges = p.splits.parts[0]["valid"]
+    s = dataclasses.replace(SETTINGS, horizon_a=50)
+    made = fitting_plan(p, p.splits, 0, "A", s)
+    for k, (a, b) in enumerate(ranges):
+        own = made.origin[made.trial == k]
+        assert own[0] == a + s.context_a
+        assert (np.diff(own) == 50).all()
+        assert own[-1] + 50 <= b or len(own) == 1
+        assert own[-1] + 100 > b
+    assert len(made.origin) > len(ranges)
+    same = dataclasses.replace(SETTINGS, horizon_a=1000)  # to the ends of the trials
+    for protocol, settings in (("A", same), ("B", s)):
+        every = plan(p, p.splits, 0, "valid", protocol, settings)
+        mine = fitting_plan(p, p.splits, 0, protocol, settings)
+        np.testing.assert_array_equal(mine.origin, every.origin)
+        np.testing.assert_array_equal(mine.trial, every.trial)
 
 
 def test_steps_ahead():

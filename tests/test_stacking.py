@@ -55,7 +55,8 @@ def noisy(prepared, scale, seed):
     return f
 
 
-def test_weights_are_non_negative_least_squares_of_every_step(prepared):
+@pytest.mark.parametrize("breadth", [0.0, float("inf")])
+def test_weights_are_non_negative_least_squares_of_their_steps(prepared, breadth):
     """lambda = 0 against scipy's bounded least squares on the stacked validation windows."""
     every = {
         stacking.NETWORK: noisy(prepared, 0.9, 1),
@@ -73,22 +74,48 @@ def test_weights_are_non_negative_least_squares_of_every_step(prepared):
         ).sum(0)
         for i in (0, 1)
     ]  # fmt: skip
-    tables = stacking._solve_all(found)
+    tables = stacking._solve_all(found, breadth)
     for h in range(4):
+        steps = range(4) if breadth else [h]
         a, b = [], []
         for i in (0, 1):
             plan = scored.plan(prepared, prepared.splits, i, "valid", "B", SETTINGS)
             for part in scored.batches(prepared, i, plan, 16):
                 n = len(part.truth)
-                made = [f(part.context, i, part.seen, 4)[:n, h] for f in every.values()]
+                made = [f(part.context, i, part.seen, 4)[:n, steps] for f in every.values()]
                 # Every session counts the same, however many windows it has.
                 weight = 1 / np.sqrt(len(plan.origin))
                 a.append(np.stack(made, -1).reshape(-1, 3) * weight)
-                b.append(part.truth[:, h].ravel() * weight)
+                b.append(part.truth[:, steps].ravel() * weight)
         best = lsq_linear(np.concatenate(a), np.concatenate(b), (0, np.inf)).x
         np.testing.assert_allclose(tables[0, h], best, atol=1e-4)
     assert (tables[-1] == [1, 0, 0]).all()  # lambda = inf: the network alone
     assert (w.table >= 0).all()
+
+
+def test_the_breadth_is_a_ratio_of_steps():
+    told = stacking._broadened(np.eye(10), 0.25)
+    expected = {1: [1], 4: [4, 5], 8: [7, 8, 9, 10], 10: [8, 9, 10]}
+    for step, around in expected.items():
+        assert (np.flatnonzero(told[step - 1]) + 1).tolist() == around
+    assert stacking._broadened(np.eye(10), np.inf).all()
+
+
+def test_few_windows_of_many_steps_share_their_weights():
+    """The best weights are the same at every step, and the windows are few."""
+    rng = np.random.default_rng(0)
+    found = []
+    for _ in range(2):
+        moments = np.zeros((2, 40, 4, 4))
+        for half in (0, 1):
+            f = rng.normal(size=(40, 12, 2))
+            y = f @ [0.6, 0.4] + rng.normal(size=(40, 12))
+            v = np.concatenate([f, y[..., None], np.ones((40, 12, 1))], -1)
+            moments[half] = np.einsum("hwa,hwb->hab", v, v)
+        found.append(moments)
+    w = stacking._fit((stacking.NETWORK, "copy_last"), found, [0, 1])
+    assert w.breadth == float("inf")
+    np.testing.assert_allclose(w.table, np.tile([0.6, 0.4], (40, 1)), atol=0.08)
 
 
 def test_a_useless_network_is_given_up_and_a_perfect_one_is_kept(prepared):
@@ -152,7 +179,8 @@ def test_population_change_adds_what_other_neurons_tell():
 
 def test_files(tmp_path):
     table = np.array([[0.5, 0.25]])
-    w = stacking.Weights((stacking.NETWORK, "copy_last"), table, float("inf"), (1.0, 2.0), (0, 2))
+    names = (stacking.NETWORK, "copy_last")
+    w = stacking.Weights(names, table, float("inf"), (1.0, 2.0), (0, 2), 0.25)
     path = tmp_path / "evaluation" / "stack.npz"
     assert stacking.load(path) is None
     stacking.save(path, {48: w, 36: dataclasses.replace(w, sessions=())})
@@ -160,7 +188,7 @@ def test_files(tmp_path):
     assert set(back) == {36, 48}
     assert back[48].members == w.members
     assert back[48].sessions == (0, 2)
-    assert back[48].shrinkage == float("inf")
+    assert (back[48].shrinkage, back[48].breadth) == (float("inf"), 0.25)
     np.testing.assert_array_equal(back[48].table, table)
     stacking.save(path, {48: dataclasses.replace(w, table=-table)})
     with pytest.raises(RunError, match="damaged"):
