@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,3 +121,36 @@ def test_memory_does_not_grow_with_steps():
     pieces = [bytes_of(lambda *a: attend(*a, 128 * 128), t) for t in (8, 32)]
     assert pieces[1] - pieces[0] < 24 * scores / 4
     assert bytes_of(plain, 32) > 32 * scores
+
+
+SHARDED = """
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import NamedSharding, PartitionSpec as P
+from calm_jax.layers.population_attention import attend
+mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+keys = jax.random.split(jax.random.key(0), 4)
+q, k, v, dy = (jax.random.normal(key, (8, 3, 9, 2, 4)) for key in keys)
+mask = jnp.ones((8, 9), bool).at[:, -2:].set(False)
+rows = NamedSharding(mesh, P("data"))
+for most in (8 * 9 * 9 * 2, 8 * 9 * 4):  # several pairs at a time; blocks of queries
+    pull = jax.jit(
+        lambda q, k, v, mask, dy: jax.vjp(lambda *a: attend(*a, mask, most), q, k, v)[1](dy)
+    )
+    one = pull(q, k, v, mask, dy)
+    given = [jax.device_put(x, rows) for x in (q, k, v, mask, dy)]
+    spread = pull(*given)
+    for a, b in zip(one, spread):
+        assert b.sharding.is_equivalent_to(rows, b.ndim), b.sharding
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    text = pull.lower(*given).compile().as_text()
+    assert not any(word in text for word in ("all-gather", "all-to-all", "all-reduce"))
+print("equal")
+"""
+
+
+def test_eight_devices_keep_their_rows_and_exchange_nothing():
+    flags = {"XLA_FLAGS": "--xla_force_host_platform_device_count=8", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run(
+        [sys.executable, "-c", SHARDED], env={**os.environ, **flags}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "equal", done.stderr[-2000:]
