@@ -9,6 +9,7 @@ softmax (Dao et al. 2022, FlashAttention): memory is linear in neurons.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -154,7 +155,9 @@ def _backward(rate: float, kept: tuple, dy: Array) -> tuple:
     return dq, dk, dv, None, None
 
 
-def _each(block, given: tuple, out: tuple[int, ...] | None = None) -> tuple:
+def _each(
+    block: Callable[[tuple], tuple], given: tuple, out: tuple[int, ...] | None = None
+) -> tuple:
     """`block` of every block of queries; a single one without a loop.
 
     Args:
