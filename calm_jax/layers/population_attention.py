@@ -37,7 +37,8 @@ def attend(
     """Attention within every step, scaled by d^-1/2; the axis of the batch stays whole.
 
     Args:
-      q, k, v: (B, T, N, H, d). mask: (B, N), True = may be seen.
+      q, k, v: (B, T, N, H, d). mask: (B, N), True = may be seen; a row of which nothing may
+        be seen gives the mean of its values and has no meaningful gradient, but a finite one.
       most: scores held at a time, as far as one query of each row allows.
       rate, key: of dropout on the weights; None = without.
 

@@ -83,6 +83,20 @@ def test_the_gradient_draws_the_dropout_of_the_forward_pass(most):
         np.testing.assert_allclose((grads[i] * way).sum(), slope, rtol=2e-2, atol=2e-2)
 
 
+@pytest.mark.parametrize("most", [2 * 7 * 7 * 3, 2 * 7 * 3])
+def test_an_empty_row_stays_finite_and_leaves_the_others_alone(most):
+    """As padding of a batch: it weighs nothing in a loss."""
+    q, k, v, mask, dy = made(2, 3, 7, 2, 4)
+    mask, dy = mask.at[1].set(False), dy.at[1].set(0)
+    y, pull = jax.vjp(lambda q, k, v: attend(q, k, v, mask, most), q, k, v)
+    mean = np.broadcast_to(v[1].mean(1, keepdims=True), y[1].shape)
+    np.testing.assert_allclose(y[1], mean, atol=1e-5)
+    alone = jax.vjp(lambda q, k, v: plain(q, k, v, mask[:1]), q[:1], k[:1], v[:1])[1](dy[:1])
+    for a, e in zip(pull(dy), alone, strict=True):
+        assert not np.any(a[1])
+        np.testing.assert_allclose(a[0], e[0], atol=3e-6)
+
+
 def test_dropout_keeps_the_mean():
     q, k, v, mask, _ = made(1, 2, 6, 2, 3)
     f = jax.jit(jax.vmap(lambda key: attend(q, k, v, mask, 36, rate=0.3, key=key)))
