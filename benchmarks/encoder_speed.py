@@ -8,9 +8,11 @@ Both make the same training step (forward, cross-entropy, backward, LAMB) on the
 16 latents every 1/8 s). They run in processes of their own and take turns, a few steps each,
 so that both meet the same load of the machine; told are medians and the ratio of pairs.
 Our memory is kept on large pages, as `calm-jax pretrain` does; `--devices 2` divides the CPU
-into two devices with half of the windows each, as JAX_NUM_CPU_DEVICES=2 does there. Both use a
-GPU where they see one, and multiply float32 matrices as TF32 there (jax's default, switched on
-for PyTorch).
+into two devices with half of the windows each, as JAX_NUM_CPU_DEVICES=2 does there, `--processes 2`
+trains with two processes on their own cores, as `calm-jax pretrain --processes 2` does;
+`--peer-processes 2` divides PyTorch likewise (gradients summed as one vector by
+torch.distributed, Gloo). Both use a GPU where they see one, and multiply float32 matrices as
+TF32 there (jax's default, switched on for PyTorch).
 
 The peer needs PyTorch and torch_brain 0.1.2 in an environment of its own:
 `pip install torch torch_brain==0.1.2`. Without `--peer-python` we run alone.
@@ -21,6 +23,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import socket
 import subprocess
 import sys
 import time
@@ -29,6 +33,7 @@ from pathlib import Path
 
 import numpy as np
 
+COUNT = "JAX_NUM_PROCESSES"
 PAUSE = 0.5  # s between turns
 TOKENS, UNITS, FRAMES, CLASSES = 1500, 50, 30, 8
 SIZES = {"depth": 6, "cross_heads": 2, "self_heads": 8, "latents_per_step": 16}
@@ -56,12 +61,14 @@ def ours(dropout: bool, width: int, size: int, devices: int = 1):
     from calm_jax.allocator import prefer_large_pages
     from calm_jax.models import population_encoder as encoders
     from calm_jax.recordings import population_tokens as tokens
+    from calm_jax.training import exchange
     from calm_jax.training import mesh as meshes
     from calm_jax.training.lamb import lamb, sparse_path
     from calm_jax.training.state import named, with_leaves
 
     prefer_large_pages()
     jax.config.update("jax_num_cpu_devices", devices)
+    meshes.join_processes()
     mesh = meshes.make_mesh()
     config, made = encoders.EncoderConfig(width=width, **SIZES), batch(size)
     heads = {"grating": (1, CLASSES)}
@@ -84,13 +91,17 @@ def ours(dropout: bool, width: int, size: int, devices: int = 1):
         )
         for b in range(size)
     ]
+    own = size // jax.process_count()  # windows of this process
+    samples = samples[own * jax.process_index() :][:own]
     given = tokens.collate(samples, omega, heads, tokens=(TOKENS,), queries=(1,))
     given = meshes.shard_batch(given, mesh)
 
     def loss(params, given, key):
-        model = nnx.merge(graph, nnx.State(with_leaves(tree, params)))
-        out = encoders.outputs(model, given, key=key if dropout else None)
-        return encoders.loss(model, out, given)[0]
+        made = lambda params: nnx.merge(graph, nnx.State(with_leaves(tree, params)))
+        network = lambda params, rows, key: encoders.outputs(made(params), rows, key=key)
+        with exchange.over(mesh):
+            out = exchange.rows(network, params, given, key if dropout else None)
+        return encoders.loss(made(params), out, given)[0]
 
     whole = meshes.replicated(mesh)
 
@@ -101,10 +112,11 @@ def ours(dropout: bool, width: int, size: int, devices: int = 1):
         return optax.apply_updates(params, updates), state, value
 
     carry = [meshes.replicate(x, mesh) for x in (params, optimizer.init(params))]
+    keys = [jax.random.key(i) for i in range(8)]
 
     def run(n: int) -> float:
         for i in range(n):
-            carry[0], carry[1], value = step(*carry, given, jax.random.key(i))
+            carry[0], carry[1], value = step(*carry, given, keys[i % len(keys)])
         return float(value)
 
     return run
@@ -119,6 +131,11 @@ def peer(dropout: bool, width: int, size: int):
 
     name, made = "drifting_gratings_orientation", batch(size)
     device = "cuda" if torch.cuda.is_available() else "cpu"
+    rank, world = (int(os.environ.get(k, d)) for k, d in (("JAX_PROCESS_ID", 0), (COUNT, 1)))
+    if world > 1:
+        address = "tcp://" + os.environ["JAX_COORDINATOR_ADDRESS"]
+        torch.distributed.init_process_group("gloo", address, rank=rank, world_size=world)
+    own = slice(size // world * rank, size // world * (rank + 1))  # windows of this process
     torch.backends.cuda.matmul.allow_tf32 = True
     spec = dataclasses.replace(MODALITY_REGISTRY[name], id=1)
     torch.manual_seed(0)
@@ -161,18 +178,27 @@ def peer(dropout: bool, width: int, size: int):
         "output_timestamps": torch.full((size, 1), 0.5),
         "output_decoder_index": torch.full((size, 1), spec.id, dtype=torch.long),
     }
-    given = {key: value.to(device) for key, value in given.items()}
-    classes = torch.as_tensor(made["classes"], device=device)
+    given = {key: value[own].to(device) for key, value in given.items()}
+    classes = torch.as_tensor(made["classes"][own], device=device)
+
+    def exchange() -> None:
+        grads = [p.grad for p in model.parameters() if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in grads])
+        torch.distributed.all_reduce(flat)
+        for g, part in zip(grads, flat.div_(world).split([g.numel() for g in grads])):
+            g.copy_(part.view_as(g))
 
     def run(n: int) -> float:
         for _ in range(n):
             optimizer.zero_grad()
             out = model(**given)
             out = out[name] if isinstance(out, dict) else torch.cat([o[name] for o in out])
-            loss = torch.nn.functional.cross_entropy(out.reshape(size, -1), classes)
+            loss = torch.nn.functional.cross_entropy(out.reshape(len(classes), -1), classes)
             loss.backward()
+            if world > 1:
+                exchange()
             optimizer.step()
-        return float(loss)
+        return float(loss.detach())
 
     return run
 
@@ -190,33 +216,59 @@ def serve(which: str, dropout: bool, width: int, size: int, devices: int) -> Non
 
 
 class Worker:
-    """A process that makes steps when asked."""
+    """Processes, joined where they are several, that make steps when asked."""
 
-    def __init__(self, python: str, which: str, dropout: bool, *flags: str) -> None:
-        self.process = subprocess.Popen(
-            [python, str(Path(__file__).resolve()), "--serve", which, *flags]
-            + ([] if dropout else ["--no-dropout"]),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=Path(__file__).resolve().parents[1],
-        )
+    def __init__(self, python: str, which: str, dropout: bool, *flags: str, processes: int) -> None:
+        command = [python, str(Path(__file__).resolve()), "--serve", which, *flags]
+        command += [] if dropout else ["--no-dropout"]
+        cores = sorted(os.sched_getaffinity(0))
+        shares = [cores[i::processes] for i in range(processes)]
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        self.processes = []
+        for i, share in enumerate(shares):
+            joined = {
+                "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
+                COUNT: str(processes),
+                "JAX_PROCESS_ID": str(i),
+            }
+            os.sched_setaffinity(0, share)  # the process inherits it
+            self.processes.append(
+                subprocess.Popen(
+                    command,
+                    stdin=subprocess.PIPE,
+                    stdout=subprocess.PIPE,
+                    text=True,
+                    cwd=Path(__file__).resolve().parents[1],
+                    env={**os.environ, **(joined if processes > 1 else {})},
+                )
+            )
+        os.sched_setaffinity(0, cores)
         self._read()
 
-    def _read(self):
-        line = self.process.stdout.readline()
-        if not line:
-            sys.exit(f"a worker ended with status {self.process.wait()}")
-        return json.loads(line)
+    def _read(self) -> list:
+        found = []
+        for process in self.processes:
+            line = process.stdout.readline()
+            while line.startswith("[Gloo]"):
+                line = process.stdout.readline()
+            if not line:
+                sys.exit(f"a worker ended with status {process.wait()}")
+            found.append(json.loads(line))
+        return found
 
     def seconds(self, steps: int) -> float:
-        """Seconds of one step, mean of `steps`."""
-        print(steps, file=self.process.stdin, flush=True)
-        return self._read()[0] / steps
+        """Seconds of one step, mean of `steps`, of the slowest process."""
+        for process in self.processes:
+            print(steps, file=process.stdin, flush=True)
+        return max(found[0] for found in self._read()) / steps
 
     def close(self) -> None:
-        self.process.stdin.close()
-        self.process.wait()
+        for process in self.processes:
+            process.stdin.close()
+        for process in self.processes:
+            process.wait()
 
 
 def measure(known: argparse.Namespace, dropout: bool) -> None:
@@ -225,9 +277,12 @@ def measure(known: argparse.Namespace, dropout: bool) -> None:
     rounds, steps = known.rounds, known.steps
     flags = ["--width", str(width), "--batch", str(size)]
     own = ["--devices", str(known.devices)]
-    workers = {"calm_jax": Worker(sys.executable, "ours", dropout, *flags, *own)}
+    start = lambda *what, n: Worker(*what, processes=n)
+    workers = {
+        "calm_jax": start(sys.executable, "ours", dropout, *flags, *own, n=known.processes)
+    }
     if python:
-        workers["torch_brain"] = Worker(python, "peer", dropout, *flags)
+        workers["torch_brain"] = start(python, "peer", dropout, *flags, n=known.peer_processes)
     times = {name: [] for name in workers}
     for turn in range(rounds):
         # Who goes first alternates.
@@ -254,6 +309,8 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64, help="1024: the movie model")
     parser.add_argument("--batch", type=int, default=8, help="windows")
     parser.add_argument("--devices", type=int, default=1, help="that the CPU is divided into")
+    parser.add_argument("--processes", type=int, default=1, help="of ours, on cores of their own")
+    parser.add_argument("--peer-processes", type=int, default=1, help="of PyTorch, likewise")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=3, help="of a turn")
     parser.add_argument("--serve", choices=("ours", "peer"), help=argparse.SUPPRESS)

@@ -40,6 +40,7 @@ def _main(arguments: list[str]) -> int | None:
     parser, added = _parser()
     _check_command(arguments, added)
     known, rest = parser.parse_known_args(arguments)
+    known.arguments = arguments  # for a command that starts itself again
     if rest and known.command != "pretrain":
         flags = [s for a in added[known.command]._actions for s in a.option_strings]
         raise ConfigError(

@@ -43,7 +43,9 @@ def nearest(word: str, known: Iterable[str], otherwise: str) -> str:
 def start_jax() -> None:
     """Joins the other processes of a run and turns the compilation cache on."""
     from calm_jax import compilation
+    from calm_jax.commands import processes
     from calm_jax.training.mesh import join_processes
 
     join_processes()
+    processes.started()
     compilation.enable()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from calm_jax.commands import flags
+from calm_jax.commands import flags, processes
 from calm_jax.commands.flags import count
 
 TEXT = "run a table of experiments over seeds, and write it"
@@ -19,10 +19,13 @@ def add(p: argparse.ArgumentParser) -> None:
     p.add_argument(
         "--only", action="append", default=[], metavar="LABEL", help="this line; may be repeated"
     )
+    processes.add(p)
 
 
-def call(known: argparse.Namespace, rest: list[str]) -> None:
+def call(known: argparse.Namespace, rest: list[str]) -> int | None:
     """Runs the command."""
+    if processes.wanted(known):
+        return processes.again(known)
     from calm_jax.allocator import prefer_large_pages
 
     prefer_large_pages()  # before jax starts its threads
@@ -33,3 +36,4 @@ def call(known: argparse.Namespace, rest: list[str]) -> None:
     found = experiments_loader.load_table(known.table)
     folder = known.run or Path("runs") / found.name
     table.make(found, folder, seeds=known.seeds, only=known.only)
+    return None

@@ -8,7 +8,9 @@ innermost, strided loads and transpositions take a good part of a training step 
 
 from __future__ import annotations
 
+import contextlib
 import math
+from collections.abc import Iterator
 from functools import partial
 
 import jax
@@ -165,15 +167,38 @@ attend.defvjp(
 )
 
 
+_parts: list[tuple[Array, int]] = []  # of the rows of a batch, while a part of it is traced
+
+
+@contextlib.contextmanager
+def part(index: Array, parts: int) -> Iterator[None]:
+    """Within: arrays hold part `index` of `parts` equal ones of a batch, and dropout leaves of
+    them what it would leave of the whole."""
+    _parts.append((index, parts))
+    try:
+        yield
+    finally:
+        _parts.pop()
+
+
 def kept(key: Array, shape: tuple[int, ...], rate: float) -> Array:
     """Which elements dropout of `rate` leaves: each number hashed with the key.
 
     Twice the 32-bit mixer "lowbias32" (Wellons 2018), the key's words before and between.
     A word costs an eighth of one of `jax.random.bits`. Good enough to
     drop by, up to 2^32 elements; the key itself should come from `jax.random.split`.
+
+    Args:
+      shape: (features or heads, B, ...). Within `part` the B rows are some of a larger batch.
     """
     words = jax.random.key_data(key).reshape(-1)
     x = jax.lax.iota(jnp.uint32, math.prod(shape))
+    if _parts:
+        index, parts = _parts[-1]
+        row = math.prod(shape[2:])
+        before = index.astype(jnp.uint32) * jnp.uint32(shape[1] * row)
+        outer = jax.lax.broadcasted_iota(jnp.uint32, (shape[0], shape[1] * row), 0)
+        x = x + before + outer.reshape(-1) * jnp.uint32((parts - 1) * shape[1] * row)
     x = _mixed(_mixed(x + words[0]) ^ words[-1])
     return x.reshape(shape) >= jnp.uint32(round(rate * 0xFFFFFFFF))
 

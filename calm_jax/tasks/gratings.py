@@ -17,6 +17,7 @@ from calm_jax.recordings import stimuli
 from calm_jax.recordings.stimuli import Shown
 from calm_jax.tasks.finetuning import FineTuning, Presented
 from calm_jax.tasks.latent_masking import LABEL, Units
+from calm_jax.training import exchange
 
 
 class _Model(nnx.Module):
@@ -98,9 +99,11 @@ class GratingsDecoding(Presented):
         self, params: dict, extra: dict, batch: dict, key: Array, step: Array
     ) -> tuple[Array, tuple[dict, dict]]:
         """Cross-entropy of a batch: (loss, (extra, {accuracy}))."""
-        model = self.model(params).encoder
-        out = encoders.outputs(model, batch, key=key)
-        value, _ = encoders.loss(model, out, batch)
+        network = lambda params, rows, key: encoders.outputs(
+            self.model(params).encoder, rows, key=key
+        )
+        out = exchange.rows(network, params, batch, key, trains=self.trains)
+        value, _ = encoders.loss(self.model(params).encoder, out, batch)
         right = jnp.argmax(out[LABEL], -1) == batch[f"target/{LABEL}"]
         metrics = {"accuracy": jnp.mean(right.astype(jnp.float32))}
         return value.astype(jnp.float32), (extra, metrics)

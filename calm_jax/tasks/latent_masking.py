@@ -23,6 +23,7 @@ from calm_jax.models import population_encoder as encoders
 from calm_jax.models import siamese
 from calm_jax.recordings import population_tokens as tokens
 from calm_jax.recordings.batches import Windows
+from calm_jax.training import exchange
 from calm_jax.training.lamb import lamb, one_cycle, sparse_path
 from calm_jax.training.precision import compute_dtype
 
@@ -203,16 +204,29 @@ class LatentMasking:
         value, metrics, z = self._loss(params, batch, key, train=True)
         return value, (extra, {**metrics, **siamese.spread(jax.lax.stop_gradient(z))})
 
+    def _network(
+        self, params: dict, rows: tuple[dict, Array], keys: tuple
+    ) -> tuple[Array, Array, dict[str, Array]]:
+        """(Z, Z_masked, read-outs) of rows (batch, what is hidden) with keys of dropout."""
+        model, (batch, blind), (drop, read) = self.model(params), rows, keys
+        z, z_masked = siamese.views(model, batch, blind, key=drop)
+        features = encoders.decode(model.encoder, z, batch, key=read)
+        return z, z_masked, encoders.read_out(model.encoder, features)
+
     def _loss(
         self, params: dict, batch: dict, key: Array, *, train: bool
     ) -> tuple[Array, dict[str, Array], Array]:
         model, options = self.model(params), self.masking
         hide, drop, read = jax.random.split(key, 3)
         blind = siamese.hidden(options, self.encoder, batch["values"].shape[0], hide)
-        z, z_masked = siamese.views(model, batch, blind, key=drop if train else None)
+        z, z_masked, out = exchange.rows(
+            self._network,
+            params,
+            (batch, blind),
+            (drop, read) if train else (None, None),
+            trains=self.trains,
+        )
         apart = siamese.distance(options, z_masked, z, blind).astype(jnp.float32)
-        features = encoders.decode(model.encoder, z, batch, key=read if train else None)
-        out = encoders.read_out(model.encoder, features)
         _, each = encoders.loss(model.encoder, out, batch)
         entropy = each[LABEL].astype(jnp.float32)
         asked = batch["tasks"] == 1

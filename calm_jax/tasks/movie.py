@@ -26,6 +26,7 @@ from calm_jax.recordings import stimuli
 from calm_jax.recordings.stimuli import Shown
 from calm_jax.tasks.finetuning import FineTuning, Presented
 from calm_jax.tasks.latent_masking import Units
+from calm_jax.training import exchange
 
 
 class MovieModel(nnx.Module):
@@ -149,7 +150,8 @@ class MovieReconstruction(Presented):
         self, params: dict, extra: dict, batch: dict, key: Array, step: Array
     ) -> tuple[Array, tuple[dict, dict]]:
         """Eq. 2 of a batch: (loss, (extra, parts))."""
-        x = reconstruct(self.model(params), batch, key=key)
+        network = lambda params, rows, key: reconstruct(self.model(params), rows, key=key)
+        x = exchange.rows(network, params, batch, key, trains=self.trains)
         value, parts = movie_losses.movie_loss(x, batch["frame"], self.options, self.features)
         return jnp.mean(value), (extra, {k: jnp.mean(v) for k, v in parts.items()})
 

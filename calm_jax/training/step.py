@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from calm_jax.config import Training
+from calm_jax.training import exchange
 from calm_jax.training.mesh import replicated
 from calm_jax.training.optimizers import optimizer_of, update_average
 from calm_jax.training.state import State, named, trained, with_leaves
@@ -41,7 +42,8 @@ def make_step(
     def loss(live: dict[str, Array], state: State, batch: dict[str, Array]) -> tuple:
         params = with_leaves(state.params, live)
         step_key = jax.random.fold_in(key, state.step)
-        return task.loss(params, state.extra, batch, step_key, state.step)
+        with exchange.over(mesh):
+            return task.loss(params, state.extra, batch, step_key, state.step)
 
     def step(leaves: PyTree, batch: dict[str, Array], flags: Array) -> tuple:
         state: State = jax.tree.unflatten(treedef, leaves)

@@ -32,6 +32,7 @@ from calm_jax.tasks.latent_masking import LatentMasking
 from calm_jax.tasks.movie import MovieReconstruction
 from calm_jax.training.log import Log
 from calm_jax.training.loop import train
+from calm_jax.training.mesh import agree, barrier
 from calm_jax.visual import cohorts as parts
 from calm_jax.visual import scores
 from calm_jax.visual.experiment import VisualExperiment, check
@@ -62,15 +63,9 @@ def run(experiment: VisualExperiment, store: Any, place: Place, say: Say) -> dic
       CalmError: for a configuration, recordings or a folder that cannot be used.
     """
     check(experiment)
-    if jax.process_count() > 1:
-        raise ConfigError(
-            "visual experiments run in one process, on all of its devices",
-            where=experiment.name,
-            found=f"{jax.process_count()} processes",
-        )
     done = place.folder / "results.json"
     mark = configs.fingerprint(experiment)
-    if done.is_file():
+    if _there(done):
         found = read(done)
         if found.get("fingerprint") == mark:
             say(f"{experiment.name}, seed {experiment.seed}: done before")
@@ -98,15 +93,25 @@ def run(experiment: VisualExperiment, store: Any, place: Place, say: Say) -> dic
         "said": said,
         "seconds": round(time.monotonic() - start, 1),
     }
-    with writing(done), replacing(done) as part:
-        part.write_text(json.dumps(out, indent=1) + "\n")
-    return out
+    if jax.process_index() == 0:
+        with writing(done), replacing(done) as part:
+            part.write_text(json.dumps(out, indent=1) + "\n")
+    barrier(f"results of {e.name}")
+    return read(done)
+
+
+def _there(path: Path) -> bool:
+    """Whether a file is there; all processes see it the same and must call.
+
+    None of them can have written it meanwhile: the others are still to look.
+    """
+    return bool(agree(int(path.is_file())))
 
 
 def _stages(
     e: VisualExperiment, store: Any, who: parts.Cohorts, place: Place, say: Say
 ) -> tuple[dict | None, list[dict], dict[str, str]]:
-    """(what is told of the pretraining, rows, words by task)."""
+    """(what is told of the pretraining, rows, words by task); the last two of process 0 alone."""
     pretrained, report = None, None
     if e.diet.pretrain != "none":
         pretrained, report = _pretrained(e, store, who, place.shared, say)
@@ -116,9 +121,11 @@ def _stages(
         task, training = task_of(name, e, store, who, pretrained, report, say)
         result = _train(task, training, place.folder / name, e, say)
         score = {"gratings": scores.gratings, "movie": scores.movie}[name]
-        found, said[name] = score(task, result.params, e, who, place.folder / name)
-        rows += found
-        save_arrays(place.folder / name / "model.npz", result.params)
+        if jax.process_index() == 0:
+            found, said[name] = score(task, result.params, e, who, place.folder / name)
+            rows += found
+            save_arrays(place.folder / name / "model.npz", result.params)
+        barrier(f"scores of {e.name} {name}")
     return report, rows, said
 
 
@@ -179,7 +186,7 @@ def _pretrained(
     )  # fmt: skip
     like = jax.eval_shape(lambda key: task.init(key)[0], jax.random.key(0))
     path = folder / "pretraining.json"
-    if path.is_file():
+    if _there(path):
         say(f"  pretraining {mark}: done before")
         return load_arrays(folder / "model.npz", like), read(path)
     alone = dataclasses.replace(e, name=f"pretraining {mark}")
@@ -192,12 +199,14 @@ def _pretrained(
         config_fingerprint=mark,
         log=Log(folder, stage=alone.name, tensorboard=False, shown=jax.process_index() == 0),
     )
-    save_arrays(folder / "model.npz", result.params)
     report = {"folder": mark, "steps": e.pretraining.steps, "step": result.step}
     report["validation"] = result.best_metrics
     report["classes"] = task.classes.tolist()  # what the read-out of the weak labels knows
-    with writing(path), replacing(path) as part:
-        part.write_text(json.dumps(report, indent=1) + "\n")
+    if jax.process_index() == 0:
+        save_arrays(folder / "model.npz", result.params)
+        with writing(path), replacing(path) as part:
+            part.write_text(json.dumps(report, indent=1) + "\n")
+    barrier(f"pretraining {mark}")
     return result.params, report
 
 
@@ -310,13 +319,17 @@ def pretrain(experiment: VisualExperiment, folder: Path, say: Say) -> dict[str, 
             where=folder,
             remedy="Name another run folder with --run, or remove this one.",
         )
-    with writing(note):
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(note) as part:
-            part.write_text(text)
+    if jax.process_index() == 0:
+        with writing(note):
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(note) as part:
+                part.write_text(text)
+    barrier("run folder")
     store = open_store(build(experiment.data))
     place = Place(folder, folder / "pretrained")
     found = run(experiment, store, place, say)
+    if jax.process_index() > 0:
+        return found
     for r in found["rows"]:
         if r["metric"] in ("accuracy", "ssim"):
             say(f"{r['task']:9s} {r['method']:20s} {r['metric']} {r['value']:.3f}")

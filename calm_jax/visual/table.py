@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from rich.console import Console
 from scipy import stats
@@ -48,7 +49,8 @@ def make(
       CalmError: for a table, recordings or a folder that cannot be used.
     """
     console = console or Console(stderr=True, highlight=False)
-    say = lambda text: console.print(text, soft_wrap=True, markup=False)
+    shown = jax.process_index() == 0
+    say = lambda text: console.print(text, soft_wrap=True, markup=False) if shown else None
     check_table(table)
     unknown = [x for x in only if x not in {line.label for line in table.lines}]
     if unknown:
@@ -70,7 +72,10 @@ def make(
             if key not in stores:
                 stores[key] = open_store(build(e.data, console))
             stages.run(e, stores[key], place(folder, line, e), say)
-            write(table, folder, seeds)
+            if shown:
+                write(table, folder, seeds)
+    if not shown:
+        return summary(table, results(table, folder, seeds))
     found = write(table, folder, seeds)
     say(table_output.text(found))
     say(f"wrote {folder / 'table.md'}, {folder / 'table.json'} and {folder / 'table.png'}")

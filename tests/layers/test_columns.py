@@ -5,6 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from hypothesis import given
+from hypothesis import strategies as st
 from jax import enable_x64
 
 from calm_jax.layers import columns, perceiver
@@ -117,3 +119,16 @@ def test_exact_gelu_and_its_slope():
         ours = lambda v, g: jnp.sum(jnp.sin(columns.gated(v, g)))
         for a, b in zip(*(jax.grad(f, (0, 1))(value, gate) for f in (ours, plain)), strict=True):
             np.testing.assert_allclose(a, b, atol=1e-13)
+
+
+@given(
+    st.integers(1, 3), st.integers(1, 4), st.integers(1, 3), st.lists(st.integers(1, 5), max_size=2)
+)
+def test_dropout_of_a_part_is_that_of_the_whole(outer, rows, parts, rest):
+    key = jax.random.key(outer + rows)
+    whole = columns.kept(key, (outer, rows * parts, *rest), 0.4)
+    for i in range(parts):
+        with columns.part(jnp.int32(i), parts):
+            own = columns.kept(key, (outer, rows, *rest), 0.4)
+        np.testing.assert_array_equal(own, whole[:, i * rows : (i + 1) * rows])
+    np.testing.assert_array_equal(columns.kept(key, whole.shape, 0.4), whole)  # left again

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -72,6 +75,28 @@ def test_again_it_is_done_and_another_experiment_is_told(home, capsys):
     assert "done before" in capsys.readouterr().err
     assert cli.main([*words, "--masking.ratio", "0.25"]) == 2
     assert "another experiment" in capsys.readouterr().err
+
+
+def test_two_processes_give_what_one_gives(home):
+    words = ["pretrain", str(home / "tiny.py"), "--run", str(home / "both"), "--processes", "2"]
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("JAX_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "calm_jax", *words],
+        env={**environment, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stderr.count("gratings step 4/4  validation") == 1
+    one, two = (
+        json.loads((home / name / "results.json").read_text()) for name in ("run", "both")
+    )
+    assert one["cohorts"] == two["cohorts"] and len(one["rows"]) == len(two["rows"])
+    for a, b in zip(one["rows"], two["rows"]):
+        assert a | {"value": pytest.approx(a["value"], rel=1e-3, abs=1e-4)} == b
+    for name in ("gratings", "movie"):
+        a, b = (np.load(home / k / name / "model.npz") for k in ("run", "both"))
+        assert sorted(a) == sorted(b)
+        for leaf in a:
+            np.testing.assert_allclose(a[leaf], b[leaf], atol=1e-4, err_msg=leaf)
 
 
 # Analyses
