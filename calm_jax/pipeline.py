@@ -45,7 +45,7 @@ from calm_jax.tasks.next_code import NextCode
 from calm_jax.tasks.tokenization import Tokenization
 from calm_jax.training.log import Log
 from calm_jax.training.loop import train
-from calm_jax.training.mesh import barrier
+from calm_jax.training.mesh import agree, barrier
 
 __all__ = ["evaluate_run", "forecast_file", "pretrain", "train_models", "write_report"]
 
@@ -148,11 +148,20 @@ class _Say:
 # Stages
 
 
+def _done(run: Run, stage: str) -> bool:
+    """Whether a stage of all processes is complete, the same for all of them.
+
+    One that looks a moment later may see what the first has made since, leave out what the
+    others wait for, and all would wait for ever. Nobody begins before all have looked.
+    """
+    return bool(agree(int(run.done(stage))))
+
+
 def _prepare(run: Run, say: _Say) -> Prepared:
     """Store, split and scalers."""
     experiment = run.experiment
     store = open_store(build(experiment.data, say.console))
-    if not run.done("prepare"):
+    if not _done(run, "prepare"):
         if jax.process_index() == 0:
             counts = {"sessions": len(store.sessions), "neurons": store.n_neurons}
             with run.stage("prepare", **counts) as facts:
@@ -186,7 +195,7 @@ def total_steps(training: config.Training, windows: int) -> int:
 
 
 def _tokenizer(run: Run, prepared: Prepared, say: _Say) -> None:
-    if run.done("tokenizer"):
+    if _done(run, "tokenizer"):
         say("tokenizer: done before")
         return
     e = run.experiment
@@ -224,7 +233,7 @@ def merged(result: Any) -> dict:
 
 
 def _codes(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> None:
-    if run.done("codes"):
+    if _done(run, "codes"):
         say("codes: done before")
         return
     if jax.process_index() == 0:
@@ -243,7 +252,7 @@ def _codes(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> None:
 
 
 def _transformer(run: Run, prepared: Prepared, tokenizer: Any, say: _Say) -> None:
-    if run.done("transformer"):
+    if _done(run, "transformer"):
         say("transformer: done before")
         return
     e = run.tailored()

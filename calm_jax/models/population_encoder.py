@@ -356,7 +356,7 @@ def loss(
     its task weighted by `weights` (B, Q). The sum over tasks is weighted by the number of
     windows that ask for the task, over the windows of the batch.
     """
-    total, each = jnp.zeros((), model.dtype), {}
+    rows = []
     for name, task, _ in model.heads:
         own = batch["tasks"] == task
         target = batch[f"target/{name}"]
@@ -368,6 +368,12 @@ def loss(
         else:
             error = jnp.mean(jnp.square(y - target.astype(y.dtype)), axis=-1)
         error = jnp.where(weight > 0, error, 0)
-        each[name] = jnp.sum(error * weight) / jnp.maximum(jnp.sum(weight), 1e-12)
-        total += each[name] * jnp.sum(own.any(-1)).astype(model.dtype)
-    return total / batch["tasks"].shape[0], each
+        asked = own.any(-1).astype(model.dtype)
+        rows += [jnp.sum(error * weight, -1), jnp.sum(weight, -1), asked]
+    if not rows:
+        return jnp.zeros((), model.dtype), {}
+    # One sum over the batch, which devices have to exchange, not one for each number.
+    error, weight, asked = jnp.sum(jnp.stack(rows), -1).reshape(-1, 3).T
+    means = error / jnp.maximum(weight, 1e-12)
+    each = {name: mean for (name, *_), mean in zip(model.heads, means, strict=True)}
+    return jnp.sum(means * asked) / batch["tasks"].shape[0], each
