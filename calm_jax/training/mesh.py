@@ -8,6 +8,7 @@ and JAX_PROCESS_ID.
 from __future__ import annotations
 
 import functools
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -140,9 +141,18 @@ def from_first(value: float) -> float:
     return float(multihost_utils.broadcast_one_to_all(np.float64(value)))
 
 
-def barrier(what: str) -> None:
-    """Waits until all processes are here; nothing when there is one."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
+_barriers = itertools.count()
+_PATIENCE = 7 * 24 * 3600 * 1000  # ms; what the first process does alone may take hours
 
-        multihost_utils.sync_global_devices(what)
+
+def barrier(what: str) -> None:
+    """Waits until all processes are here, up to a week; nothing when there is one.
+
+    A process that died ends the wait. A collective would do as well for half an hour, after which
+    Gloo gives up.
+    """
+    if jax.process_count() == 1:
+        return
+    from jax._src.distributed import global_state  # jax has no public name for it
+
+    global_state.client.wait_at_barrier(f"{next(_barriers)} {what}", _PATIENCE)

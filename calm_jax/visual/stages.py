@@ -328,13 +328,13 @@ def pretrain(experiment: VisualExperiment, folder: Path, say: Say) -> dict[str, 
     store = open_store(build(experiment.data))
     place = Place(folder, folder / "pretrained")
     found = run(experiment, store, place, say)
-    if jax.process_index() > 0:
-        return found
-    for r in found["rows"]:
-        if r["metric"] in ("accuracy", "ssim"):
-            say(f"{r['task']:9s} {r['method']:20s} {r['metric']} {r['value']:.3f}")
-    for text in found["said"].values():
-        if text:
-            say(text)
-    say(f"report: {report.write(experiment, found, folder, place.shared)}")
+    if jax.process_index() == 0:
+        for r in found["rows"]:
+            if r["metric"] in ("accuracy", "ssim"):
+                say(f"{r['task']:9s} {r['method']:20s} {r['metric']} {r['value']:.3f}")
+        for text in found["said"].values():
+            if text:
+                say(text)
+        say(f"report: {report.write(experiment, found, folder, place.shared)}")
+    barrier("report")
     return found

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
 import sys
 import textwrap
 import threading
@@ -11,9 +13,10 @@ import time
 
 import pytest
 
-from calm_jax import cli
+from calm_jax import cli, runs
 from calm_jax.commands import processes
 from calm_jax.errors import ConfigError
+from tests import tiny
 
 two_cores = pytest.mark.skipif(
     not hasattr(os, "sched_getaffinity") or len(os.sched_getaffinity(0)) < 2, reason="one core"
@@ -112,3 +115,19 @@ def test_a_gpu_is_refused(monkeypatch):
     monkeypatch.setattr("jax.default_backend", lambda: "gpu")
     with pytest.raises(ConfigError, match="one process uses all GPUs already"):
         processes.started()
+
+
+@two_cores
+def test_a_run_of_calm_ends_together(tmp_path):
+    """Which stages are done is agreed: one process that saw a stage done a moment after the
+    others had begun it would wait for them, and they for it."""
+    steps = ("--tokenizer-training.steps", "4", "--transformer-training.steps", "4")
+    words = tiny.arguments(tmp_path, "run", *steps, "--processes", "2")
+    done = subprocess.run(
+        [sys.executable, "-m", "calm_jax", *words],
+        env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    stages = json.loads((tmp_path / "run" / "stages.json").read_text())
+    assert set(runs.STAGES) <= set(stages)
+    assert done.stderr.count("transformer step 4/4  validation") == 1
