@@ -129,6 +129,12 @@ def experiment() -> Experiment:
         ),
         forecasting=Forecasting(
             mode="readout",
-            stack=("copy_last", "autoregression", "population_ridge", "population_change"),
+            stack=(
+                "copy_last",
+                "autoregression",
+                "population_ridge",
+                "population_change",
+                "common_factors",
+            ),
         ),
     )

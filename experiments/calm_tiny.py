@@ -55,7 +55,13 @@ def experiment() -> Experiment:
         forecasting=Forecasting(
             mode="readout",
             samples=4,
-            stack=("copy_last", "autoregression", "population_ridge", "population_change"),
+            stack=(
+                "copy_last",
+                "autoregression",
+                "population_ridge",
+                "population_change",
+                "common_factors",
+            ),
         ),
         compilation="quick",
     )

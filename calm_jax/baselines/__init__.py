@@ -14,6 +14,7 @@ import numpy as np
 
 from calm_jax.baselines import (
     autoregression,
+    common_factors,
     copy_last,
     dlinear,
     itransformer,
@@ -36,6 +37,7 @@ METHODS: dict[str, ModuleType] = {
     "shared_linear": shared_linear,
     "population_ridge": population_ridge,
     "population_change": population_change,
+    "common_factors": common_factors,
     "nlinear": nlinear,
     "dlinear": dlinear,
     "tcn": tcn,

@@ -9,6 +9,7 @@ BASELINES = (
     "shared_linear",
     "population_ridge",
     "population_change",
+    "common_factors",
     "nlinear",
     "dlinear",
     "tcn",

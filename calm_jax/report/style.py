@@ -44,6 +44,7 @@ _METHODS = {
     "shared_linear": ("shared linear", "#009E73", "--"),
     "population_ridge": ("population ridge", "#0072B2", "-."),
     "population_change": ("population change", "#332288", (0, (1, 1))),
+    "common_factors": ("common factors", "#44AA99", (0, (4, 1))),
     "autoregression": ("autoregression", "#56B4E9", (0, (2, 0.8))),
     "nlinear": ("NLinear", "#999933", (0, (2, 1))),
     "dlinear": ("DLinear", "#117733", (0, (6, 2))),

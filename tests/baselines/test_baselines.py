@@ -6,7 +6,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from sklearn.linear_model import Ridge
 
 from calm_jax import config
-from calm_jax.baselines import copy_last, mean, population_ridge, shared_linear
+from calm_jax.baselines import common_factors, copy_last, mean, population_ridge, shared_linear
 from calm_jax.baselines import windows as W
 from calm_jax.errors import RecordingError
 from calm_jax.recordings import preprocess
@@ -15,7 +15,7 @@ from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.session import Session, Trials
 from calm_jax.recordings.splits import make_split
 
-ALL = (copy_last, mean, shared_linear, population_ridge)
+ALL = (copy_last, mean, shared_linear, population_ridge, common_factors)
 
 
 def _prepared(seed=0, frames=300, change=None, valid=None, settings=None, walk=False, neurons=3):
