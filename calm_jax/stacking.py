@@ -1,6 +1,6 @@
 """CalM's forecast: the network and maps in closed form, weighted on the validation part.
 
-    f_h = sum_m w[h, m] f_m,h,    w >= 0,  h = steps ahead
+    f_h = sum_m w[h, m] f_m,h,    0 <= w <= 2,  h = steps ahead
 
 Stacked regression (Wolpert 1992; Breiman 1996): members err differently, and what weighs how
 much depends on the recording and on how far ahead one looks. Weights of a step are shared by
@@ -12,6 +12,9 @@ e the network alone and g the mean square of the members. lambda is the one of `
 the least error of weights fitted on the first half of every session's validation windows on
 the second, and the other way round. The network alone is among them (lambda = inf), so that
 nothing is added where it does not help on windows that it was not fitted on.
+
+The upper bound matters far ahead, where a rolled out forecast has all but reached the mean: what
+is left of it may follow a few validation windows by chance and would weigh tens of times.
 
 Few windows tell little of a single step: weights of step h may be those of all the steps from
 h / (1 + b) to h (1 + b), with b of `BREADTHS` chosen together with lambda.
@@ -27,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import nnls
+from scipy.optimize import lsq_linear, nnls
 
 from calm_jax import baselines, config
 from calm_jax import scored_windows as scored
@@ -41,6 +44,7 @@ FILE = "evaluation/stack.npz"
 NETWORK = "network"
 SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))
 BREADTHS = (0.0, 0.25, float("inf"))
+MOST = 2.0  # of a weight
 _REMEMBERED = 1 << 28  # bytes of forecasts of one member
 _WINDOWS = 400  # validation windows of a session that are looked at
 
@@ -266,7 +270,10 @@ def _solve_all(found: Sequence[np.ndarray], breadth: float) -> np.ndarray:
                 continue
             ridge = (strength + 1e-8) * scale
             low = np.linalg.cholesky(gram + ridge * np.eye(m))
-            out[k, h] = nnls(low.T, np.linalg.solve(low, cross + ridge * alone))[0]
+            right = np.linalg.solve(low, cross + ridge * alone)
+            out[k, h] = nnls(low.T, right)[0]
+            if out[k, h].max() > MOST:
+                out[k, h] = lsq_linear(low.T, right, (0, MOST), method="bvls").x.clip(0, MOST)
     # What no step told weighs as the nearest one that did.
     known = np.flatnonzero(a[:, -1, -1] > 0)
     if known.size:

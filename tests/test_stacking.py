@@ -203,3 +203,16 @@ def test_wrong_members_are_told():
         with pytest.raises(ConfigError, match=found):
             stacking.check(names)
     stacking.check(("copy_last", "population_change"))
+
+
+def test_no_weight_is_above_the_bound():
+    """A member that is a hundredth of the truth would weigh a hundred times; against scipy."""
+    rng = np.random.default_rng(0)
+    y = rng.standard_normal(400)
+    x = np.stack([0.01 * y, 0.3 * y + 0.1 * rng.standard_normal(400)], 1)
+    v = np.concatenate([x, y[:, None], np.ones((400, 1))], 1)
+    table = stacking._solve_all([(v.T @ v)[None]], 0.0)[0, 0]
+    wanted = lsq_linear(x, y, (0, stacking.MOST)).x
+    assert wanted[0] == pytest.approx(stacking.MOST, abs=1e-3)
+    np.testing.assert_allclose(table, wanted, atol=1e-2)
+    assert table.max() <= stacking.MOST
