@@ -16,8 +16,13 @@ nothing is added where it does not help on windows that it was not fitted on.
 The upper bound matters far ahead, where a rolled out forecast has all but reached the mean: what
 is left of it may follow a few validation windows by chance and would weigh tens of times.
 
+What weighs how much also depends on the trace: where it moves from frame to frame within the
+context, other members are right than where it is smooth. Windows and neurons above the median
+of `roughness` may have weights of their own; whether they do is chosen with lambda, too. The
+arithmetic is in `stack_weights`.
+
 Few windows tell little of a single step: weights of step h may be those of all the steps from
-h / (1 + b) to h (1 + b), with b of `BREADTHS` chosen together with lambda.
+h / (1 + b) to h (1 + b), with b of `BREADTHS` chosen likewise.
 """
 
 from __future__ import annotations
@@ -30,7 +35,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.optimize import lsq_linear, nnls
 
 from calm_jax import baselines, config
 from calm_jax import scored_windows as scored
@@ -39,39 +43,11 @@ from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.fitted_files import fitted_file
 from calm_jax.recordings.batches import Prepared
+from calm_jax.stack_weights import NETWORK, Weights, roughness, solved
 
 FILE = "evaluation/stack.npz"
-NETWORK = "network"
-SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))
-BREADTHS = (0.0, 0.25, float("inf"))
-MOST = 2.0  # of a weight
 _REMEMBERED = 1 << 28  # bytes of forecasts of one member
 _WINDOWS = 400  # validation windows of a session that are looked at
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Weights:
-    """Fitted weights of one length of context.
-
-    Attributes:
-      members: names, the network first. table: (H, members) float64.
-      shrinkage: lambda. breadth: b. errors: of every lambda with that breadth,
-        cross-validated MSE; NaN where a half of the validation part is empty.
-      sessions: those with members of their own; others take the network alone.
-    """
-
-    members: tuple[str, ...]
-    table: np.ndarray
-    shrinkage: float
-    errors: tuple[float, ...]
-    sessions: tuple[int, ...]
-    breadth: float = 0.0
-
-    def of(self, session: int, horizon: int) -> np.ndarray:
-        """(horizon, members); steps beyond those fitted weigh as the last one."""
-        if session not in self.sessions:
-            return np.tile([1.0] + [0.0] * (len(self.members) - 1), (horizon, 1))
-        return self.table[np.minimum(np.arange(horizon), len(self.table) - 1)]
 
 
 def check(names: Sequence[str]) -> None:
@@ -137,11 +113,11 @@ class Stack:
         own = self.weights.get(context.shape[1])
         if own is None:
             return made
-        w = own.of(session, horizon).astype(np.float32)
-        total = w[:, :1] * made
-        for name, column in zip(own.members[1:], w.T[1:]):
-            if column.any():
-                total += column[:, None] * self._members[name](context, session, mask, horizon)
+        w = own.of(session, context, horizon)
+        total = w[0] * made
+        for name, own_weights in zip(own.members[1:], w[1:]):
+            if own_weights.any():
+                total += own_weights * self._members[name](context, session, mask, horizon)
         return total
 
 
@@ -178,14 +154,17 @@ def fit(
     names = (NETWORK, *others)
     found: list[np.ndarray] = []
     sessions: list[int] = []
+    plans: dict[int, scored.Plan] = {}
     for i in prepared.splits.training_index:
         own = settings if isinstance(settings, config.Forecasting) else settings[i]
         plan = scored.fitting_plan(prepared, prepared.splits, i, protocol, own)
-        if plan is None:
-            continue
-        every = {NETWORK: network, **others}
+        if plan is not None:
+            plans[i] = _spread(plan)
+    cut = _median_roughness(prepared, plans, batch)
+    every = {NETWORK: network, **others}
+    for i, plan in plans.items():
         try:
-            moments = _moments(prepared, i, plan, [every[n] for n in names], batch)
+            moments = _moments(prepared, i, plan, [every[n] for n in names], batch, cut)
         except RecordingError:  # a session that is too short for a member of its own
             continue
         if moments[..., -1, -1].any():
@@ -193,23 +172,41 @@ def fit(
             sessions.append(i)
     if not found:
         return None
-    horizon = max(m.shape[1] for m in found)
-    found = [np.pad(m, ((0, 0), (0, horizon - m.shape[1]), (0, 0), (0, 0))) for m in found]
-    return _fit(names, found, sessions)
+    horizon = max(m.shape[2] for m in found)
+    room = lambda m: ((0, 0), (0, 0), (0, horizon - m.shape[2]), (0, 0), (0, 0))
+    return solved(names, [np.pad(m, room(m)) for m in found], sessions, cut)
+
+
+def _spread(plan: scored.Plan) -> scored.Plan:
+    """The plan with at most `_WINDOWS` windows."""
+    if len(plan.origin) <= _WINDOWS:
+        return plan
+    rows = np.linspace(0, len(plan.origin) - 1, _WINDOWS).round().astype(int)
+    return dataclasses.replace(plan, trial=plan.trial[rows], origin=plan.origin[rows])
+
+
+def _median_roughness(prepared: Prepared, plans: Mapping[int, scored.Plan], batch: int) -> float:
+    """Over windows and neurons that vary; every window looked at counts."""
+    found = []
+    for i, plan in plans.items():
+        keep = ~prepared.scalers.constant[i]
+        found += [
+            roughness(b.context)[: len(b.truth), keep].ravel()
+            for b in scored.batches(prepared, i, plan, batch)
+        ]
+    return float(np.median(np.concatenate(found))) if any(f.size for f in found) else np.inf
 
 
 def _moments(
-    prepared: Prepared, i: int, plan: scored.Plan, every: Sequence[Forecaster], batch: int
-) -> np.ndarray:
-    """(2 halves, H, M + 2, M + 2) sums of v vᵀ, v = (forecasts, truth, 1) of valid samples."""
-    rows = np.arange(len(plan.origin))
-    if len(rows) > _WINDOWS:
-        rows = np.linspace(0, len(rows) - 1, _WINDOWS).round().astype(int)
-        plan = dataclasses.replace(plan, trial=plan.trial[rows], origin=plan.origin[rows])
+    prepared: Prepared, i: int, plan: scored.Plan, every: Sequence[Forecaster], batch: int,
+    cut: float,
+) -> np.ndarray:  # fmt: skip
+    """(2 strata, 2 halves, H, M + 2, M + 2) sums of v vᵀ, v = (forecasts, truth, 1) of valid
+    samples, smooth and rough."""
     keep = ~prepared.scalers.constant[i]
     half = (len(plan.origin) + 1) // 2
     steps = plan.horizon - plan.skip
-    out = np.zeros((2, steps, len(every) + 2, len(every) + 2))
+    out = np.zeros((2, 2, steps, len(every) + 2, len(every) + 2))
     done = 0
     for b in scored.batches(prepared, i, plan, batch):
         n = len(b.truth)
@@ -218,92 +215,26 @@ def _moments(
         v = np.stack([*made, b.truth, ones], -1)[:, plan.skip :].astype(np.float64)
         v *= (b.valid & keep)[:, plan.skip :, :, None]
         which = (done + np.arange(n)) >= half
+        rough = (roughness(b.context)[:n] >= cut)[:, None, :, None]
         for k in (0, 1):
-            part = v[which == bool(k)]
-            out[k] += np.einsum("whna,whnb->hab", part, part, optimize=True)
+            part, above = v[which == bool(k)], rough[which == bool(k)]
+            both = np.einsum("whna,whnb->hab", part, part, optimize=True)
+            out[1, k] += (own := np.einsum("whna,whnb->hab", part * above, part, optimize=True))
+            out[0, k] += both - own
         done += n
-    skipped = np.zeros((2, plan.skip, *out.shape[2:]))
-    return np.concatenate([skipped, out], 1)
-
-
-def _fit(names: tuple[str, ...], found: list[np.ndarray], sessions: list[int]) -> Weights:
-    halves = [[m[k] for m in found] for k in (0, 1)]
-    errors = np.full((len(BREADTHS), len(SHRINKAGE)), np.nan)
-    if all(any(m[..., -1, -1].any() for m in half) for half in halves):
-        for row, breadth in zip(errors, BREADTHS, strict=True):
-            tables = [_solve_all(half, breadth) for half in halves]
-            row[:] = np.mean(
-                [[_error(halves[1 - k], t) for t in tables[k]] for k in (0, 1)], axis=0
-            )
-    at, best = 0, len(SHRINKAGE) - 1
-    if np.isfinite(errors).any():
-        at, best = (int(i) for i in np.unravel_index(np.nanargmin(errors), errors.shape))
-    whole = _solve_all([m.sum(0) for m in found], BREADTHS[at])
-    return Weights(
-        names, whole[best], SHRINKAGE[best], tuple(float(e) for e in errors[at]),
-        tuple(sessions), BREADTHS[at],
-    )  # fmt: skip
-
-
-def _broadened(a: np.ndarray, breadth: float) -> np.ndarray:
-    """Moments (H, ...) of every step, those of steps around it in; see `BREADTHS`."""
-    if breadth == 0:
-        return a
-    step = np.arange(1, len(a) + 1)
-    ratio = np.maximum(step / step[:, None], step[:, None] / step)
-    return np.tensordot((ratio <= 1 + breadth).astype(float), a, 1)
-
-
-def _solve_all(found: Sequence[np.ndarray], breadth: float) -> np.ndarray:
-    """(lambdas, H, M) weights from moments (H, M + 2, M + 2) of each session."""
-    a = _broadened(_average(found), breadth)
-    steps, m = len(a), a.shape[1] - 2
-    alone = np.eye(m)[0]
-    out = np.tile(alone, (len(SHRINKAGE), steps, 1))
-    for h in range(steps):
-        if not a[h, -1, -1]:  # a step that is not scored
-            continue
-        gram, cross = a[h, :m, :m], a[h, :m, m]
-        scale = np.trace(gram) / m
-        for k, strength in enumerate(SHRINKAGE):
-            if np.isinf(strength) or not scale > 0:
-                continue
-            ridge = (strength + 1e-8) * scale
-            low = np.linalg.cholesky(gram + ridge * np.eye(m))
-            right = np.linalg.solve(low, cross + ridge * alone)
-            out[k, h] = nnls(low.T, right)[0]
-            if out[k, h].max() > MOST:
-                out[k, h] = lsq_linear(low.T, right, (0, MOST), method="bvls").x.clip(0, MOST)
-    # What no step told weighs as the nearest one that did.
-    known = np.flatnonzero(a[:, -1, -1] > 0)
-    if known.size:
-        near = known[np.abs(np.arange(steps)[:, None] - known).argmin(1)]
-        out = out[:, near]
-    return out
-
-
-def _average(found: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over sessions of moments per sample: every session counts the same."""
-    count = np.stack([m[:, -1, -1] for m in found])
-    each = np.stack(found) / np.maximum(count, 1)[..., None, None]
-    return (each * (count > 0)[..., None, None]).sum(0) / np.maximum(
-        (count > 0).sum(0), 1
-    )[:, None, None]
-
-
-def _error(found: Sequence[np.ndarray], table: np.ndarray) -> float:
-    """Mean squared error of weights (H, M) over the steps of the moments."""
-    a = _average(found)
-    both = np.concatenate([table, -np.ones((len(table), 1))], 1)
-    error = np.einsum("ha,hab,hb->h", both, a[:, :-1, :-1], both)
-    known = a[:, -1, -1] > 0
-    return float(error[known].mean())
+    skipped = np.zeros((2, 2, plan.skip, *out.shape[3:]))
+    return np.concatenate([skipped, out], 2)
 
 
 def described(fitted: Mapping[int, Weights]) -> dict[str, dict[str, list[float]]]:
-    """Length of context -> member -> weights at the first, middle and last step ahead."""
-    rows = lambda w: np.round(w.table[[0, (len(w.table) - 1) // 2, -1]].T, 3)
-    return {str(c): dict(zip(w.members, rows(w).tolist())) for c, w in fitted.items()}
+    """Length of context -> member -> weights at the first, middle and last step ahead; those of
+    rough traces, where they have their own, under "48, rough"."""
+    rows = lambda t: np.round(t[[0, (len(t) - 1) // 2, -1]].T, 3).tolist()
+    out = {str(c): dict(zip(w.members, rows(w.table))) for c, w in fitted.items()}
+    for c, w in fitted.items():
+        if w.rough is not None:
+            out[f"{c}, rough"] = dict(zip(w.members, rows(w.rough)))
+    return out
 
 
 def save(path: Path, fitted: Mapping[int, Weights]) -> None:
@@ -318,6 +249,8 @@ def save(path: Path, fitted: Mapping[int, Weights]) -> None:
             f"{context}/breadth": w.breadth,
             f"{context}/sessions": np.array(w.sessions, np.int64),
         }
+        if w.rough is not None:
+            arrays |= {f"{context}/rough": w.rough, f"{context}/cut": w.cut}
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part, open(part, "wb") as file:
         np.savez(file, **arrays)
@@ -337,12 +270,16 @@ def _loaded(a: Mapping[str, np.ndarray], c: str) -> Weights:
     names, table = tuple(str(x) for x in a[f"{c}/members"]), a[f"{c}/table"]
     if table.ndim != 2 or table.shape[1] != len(names) or names[0] != NETWORK:
         raise ValueError("shapes that do not belong together")
-    if not (np.isfinite(table).all() and (table >= 0).all()):
-        raise ValueError("weights that are not finite or negative")
+    rough = a.get(f"{c}/rough")  # files of before have none, nor a breadth
+    if rough is not None and rough.shape != table.shape:
+        raise ValueError("shapes that do not belong together")
+    for t in (table, rough):
+        if t is not None and not (np.isfinite(t).all() and (t >= 0).all()):
+            raise ValueError("weights that are not finite or negative")
     if not set(names[1:]) <= set(baselines.METHODS):
         raise ValueError("members that are not known")
     return Weights(
         names, table, float(a[f"{c}/shrinkage"]), tuple(a[f"{c}/errors"].tolist()),
         tuple(int(i) for i in a[f"{c}/sessions"]),
-        float(a.get(f"{c}/breadth", 0.0)),  # files of before have none
+        float(a.get(f"{c}/breadth", 0.0)), rough, float(a.get(f"{c}/cut", np.inf)),
     )  # fmt: skip

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.optimize import lsq_linear
 
-from calm_jax import config, stacking
+from calm_jax import config, stack_weights, stacking
 from calm_jax import scored_windows as scored
 from calm_jax.baselines import autoregression, copy_last, mean, population_change
 from calm_jax.errors import ConfigError, RunError
@@ -70,11 +70,11 @@ def test_weights_are_non_negative_least_squares_of_their_steps(prepared, breadth
     found = [
         stacking._moments(
             prepared, i, scored.plan(prepared, prepared.splits, i, "valid", "B", SETTINGS),
-            list(every.values()), 16,
-        ).sum(0)
+            list(every.values()), 16, np.inf,
+        ).sum((0, 1))
         for i in (0, 1)
     ]  # fmt: skip
-    tables = stacking._solve_all(found, breadth)
+    tables = stack_weights._solve_all(found, breadth)
     for h in range(4):
         steps = range(4) if breadth else [h]
         a, b = [], []
@@ -87,18 +87,18 @@ def test_weights_are_non_negative_least_squares_of_their_steps(prepared, breadth
                 weight = 1 / np.sqrt(len(plan.origin))
                 a.append(np.stack(made, -1).reshape(-1, 3) * weight)
                 b.append(part.truth[:, steps].ravel() * weight)
-        best = lsq_linear(np.concatenate(a), np.concatenate(b), (0, np.inf)).x
+        best = lsq_linear(np.concatenate(a), np.concatenate(b), (0, stack_weights.MOST)).x
         np.testing.assert_allclose(tables[0, h], best, atol=1e-4)
     assert (tables[-1] == [1, 0, 0]).all()  # lambda = inf: the network alone
     assert (w.table >= 0).all()
 
 
 def test_the_breadth_is_a_ratio_of_steps():
-    told = stacking._broadened(np.eye(10), 0.25)
+    told = stack_weights._broadened(np.eye(10), 0.25)
     expected = {1: [1], 4: [4, 5], 8: [7, 8, 9, 10], 10: [8, 9, 10]}
     for step, around in expected.items():
         assert (np.flatnonzero(told[step - 1]) + 1).tolist() == around
-    assert stacking._broadened(np.eye(10), np.inf).all()
+    assert stack_weights._broadened(np.eye(10), np.inf).all()
 
 
 def test_few_windows_of_many_steps_share_their_weights():
@@ -112,8 +112,9 @@ def test_few_windows_of_many_steps_share_their_weights():
             y = f @ [0.6, 0.4] + rng.normal(size=(40, 12))
             v = np.concatenate([f, y[..., None], np.ones((40, 12, 1))], -1)
             moments[half] = np.einsum("hwa,hwb->hab", v, v)
-        found.append(moments)
-    w = stacking._fit((stacking.NETWORK, "copy_last"), found, [0, 1])
+        found.append(np.stack([moments, 0 * moments]))  # no trace is rough
+    w = stack_weights.solved((stacking.NETWORK, "copy_last"), found, [0, 1], np.inf)
+    assert w.rough is None
     assert w.breadth == float("inf")
     np.testing.assert_allclose(w.table, np.tile([0.6, 0.4], (40, 1)), atol=0.08)
 
@@ -211,8 +212,49 @@ def test_no_weight_is_above_the_bound():
     y = rng.standard_normal(400)
     x = np.stack([0.01 * y, 0.3 * y + 0.1 * rng.standard_normal(400)], 1)
     v = np.concatenate([x, y[:, None], np.ones((400, 1))], 1)
-    table = stacking._solve_all([(v.T @ v)[None]], 0.0)[0, 0]
-    wanted = lsq_linear(x, y, (0, stacking.MOST)).x
-    assert wanted[0] == pytest.approx(stacking.MOST, abs=1e-3)
+    table = stack_weights._solve_all([(v.T @ v)[None]], 0.0)[0, 0]
+    wanted = lsq_linear(x, y, (0, stack_weights.MOST)).x
+    assert wanted[0] == pytest.approx(stack_weights.MOST, abs=1e-3)
     np.testing.assert_allclose(table, wanted, atol=1e-2)
-    assert table.max() <= stacking.MOST
+    assert table.max() <= stack_weights.MOST
+
+
+def test_roughness():
+    rng = np.random.default_rng(0)
+    x = np.zeros((2, 4000, 3), np.float32)
+    x[..., 1] = rng.standard_normal((2, 4000))
+    x[..., 2] = np.sin(np.arange(4000) / 40)
+    found = stack_weights.roughness(x)
+    np.testing.assert_allclose(found[:, 1], 2, rtol=0.1)
+    assert (found[:, 0] == 0).all() and (found[:, 2] < 0.01).all()
+
+
+def test_smooth_and_rough_traces_have_weights_of_their_own(tmp_path):
+    """Half of the neurons change slowly, half are white noise."""
+    rng = np.random.default_rng(3)
+    x = rng.standard_normal((3000, 8))
+    for k in range(1, len(x)):
+        x[k, :4] = 0.97 * x[k - 1, :4] + 0.24 * x[k, :4]
+    store = MemoryStore([Session(session="s", traces=x.astype(np.float32), rate=10.0)])
+    made = splits.make_split(store, config.Split())
+    p = Prepared(store, made, preprocess.fit(store, made, config.Preprocess()))
+    others = {"copy_last": copy_last.fit(p, p.splits, 8, 4), "mean": mean.fit(p, p.splits, 8, 4)}
+    half = lambda c, i, seen, h: np.repeat(0.5 * c[:, -1:], h, 1)
+    w = stacking.fit(p, half, others, SETTINGS, "B")
+    assert w.rough is not None
+    share = lambda t: t @ [0.5, 1.0, 0.0]  # of the last frame
+    assert (share(w.rough) < 0.35).all() and (share(w.table) > share(w.rough) + 0.4).all()
+    stack = stacking.Stack(half, others, {8: w})
+    context, seen = x[None, 50:58].astype(np.float32), np.ones((1, 8, 8), bool)
+    rough = stack_weights.roughness(context)[0] >= w.cut
+    assert rough[4:].all() and not rough[:4].all()
+    wanted = context[0, -1] * np.where(rough, share(w.rough)[:, None], share(w.table)[:, None])
+    np.testing.assert_allclose(stack(context, 0, seen, 4)[0], wanted, rtol=1e-5)
+    path = tmp_path / "stack.npz"
+    stacking.save(path, {8: w})
+    back = stacking.load(path)[8]
+    np.testing.assert_array_equal(back.rough, w.rough)
+    assert back.cut == w.cut and "8, rough" in stacking.described({8: back})
+    stacking.save(path, {8: dataclasses.replace(w, rough=w.rough[:1])})
+    with pytest.raises(RunError, match="damaged"):
+        stacking.load(path)
