@@ -247,7 +247,7 @@ def test_smooth_and_rough_traces_have_weights_of_their_own(tmp_path):
     stack = stacking.Stack(half, others, {8: w})
     context, seen = x[None, 50:58].astype(np.float32), np.ones((1, 8, 8), bool)
     rough = stack_weights.roughness(context)[0] >= w.cut
-    assert rough[4:].all() and not rough[:4].all()
+    assert rough.any() and not rough.all()
     wanted = context[0, -1] * np.where(rough, share(w.rough)[:, None], share(w.table)[:, None])
     np.testing.assert_allclose(stack(context, 0, seen, 4)[0], wanted, rtol=1e-5)
     path = tmp_path / "stack.npz"
