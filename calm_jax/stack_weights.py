@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
@@ -37,18 +37,19 @@ class Weights:
     rough: np.ndarray | None = None
     cut: float = float("inf")
 
-    def of(self, session: int, context: np.ndarray, horizon: int) -> np.ndarray:
-        """Weights (members, B or 1, horizon, N or 1) float32 of contexts (B, C, N); steps beyond
-        those fitted weigh as the last one."""
+    def of(self, session: int, context: np.ndarray, horizon: int) -> Iterator[np.ndarray]:
+        """Weights (B or 1, horizon, N or 1) float32 of contexts (B, C, N), one member after the
+        other; steps beyond those fitted weigh as the last one."""
         steps = np.minimum(np.arange(horizon), len(self.table) - 1)
         if session not in self.sessions:
-            table = np.tile([1.0] + [0.0] * (len(self.members) - 1), (horizon, 1))
-            return table.T[:, None, :, None].astype(np.float32)
-        w = self.table[steps].T[:, None, :, None]
+            yield from (np.full((1, 1, 1), m == 0, np.float32) for m in range(len(self.members)))
+            return
+        column = lambda table, m: table[steps, m].astype(np.float32)[None, :, None]
         if self.rough is not None:
-            rough = (roughness(context) >= self.cut)[:, None, :]
-            w = np.where(rough, self.rough[steps].T[:, None, :, None], w)
-        return w.astype(np.float32)
+            above = (roughness(context) >= self.cut)[:, None, :]
+        for m in range(len(self.members)):
+            w = column(self.table, m)
+            yield w if self.rough is None else np.where(above, column(self.rough, m), w)
 
 
 def roughness(context: np.ndarray) -> np.ndarray:

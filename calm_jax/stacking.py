@@ -113,11 +113,11 @@ class Stack:
         own = self.weights.get(context.shape[1])
         if own is None:
             return made
-        w = own.of(session, context, horizon)
-        total = w[0] * made
-        for name, own_weights in zip(own.members[1:], w[1:]):
-            if own_weights.any():
-                total += own_weights * self._members[name](context, session, mask, horizon)
+        each = own.of(session, context, horizon)
+        total = next(each) * made
+        for name, w in zip(own.members[1:], each, strict=True):
+            if w.any():
+                total += w * self._members[name](context, session, mask, horizon)
         return total
 
 

@@ -12,7 +12,8 @@ neuron's future on the factors (`population_change`) has to learn as many for ea
 One model per session. As L is orthonormal, squared errors of factors and rest add up, so that
 everything is fitted and judged by second moments. K and the maps are chosen as for
 `population_change`, on the last fifth of the training frames and not on the validation part,
-where weights of several methods are fitted (`calm_jax.stacking`). K = 0 is among the choices.
+where weights of several methods are fitted (`calm_jax.stacking`). K = 0 is among the choices, and
+taken, with a strong ridge, where the training part is too short to be divided.
 """
 
 from __future__ import annotations

@@ -267,17 +267,25 @@ def summary(run: Contents, lines: list[tables.Line]) -> Section:
 def _weights(run: Contents) -> str:
     """What the forecast of protocol B is made of, in words; empty for the network alone."""
     found = run.stages.get("evaluation", {}).get("weights", {})
-    own = found.get(str(run.experiment.forecasting.context), {})
-    if not own:
+    context = str(run.experiment.forecasting.context)
+    told = [_each(found[k]) for k in (context, f"{context}, rough") if found.get(k)]
+    if not told:
         return ""
-    each = [
-        f"{style.label(name) if name != 'network' else name} {', '.join(f'{w:.2f}' for w in ws)}"
-        for name, ws in own.items()
-        if any(ws)
-    ]
+    which, more = "", ""
+    if len(told) > 1:
+        which, more = ", of smooth traces", f" Of traces rough within the context: {told[1]}."
     return (
         " CalM is a weighted sum, weights fitted on the validation part. In protocol B, at the "
-        f"first, middle and last step ahead: {'; '.join(each)}."
+        f"first, middle and last step ahead{which}: {told[0]}.{more}"
+    )
+
+
+def _each(weights: dict[str, list[float]]) -> str:
+    """Members that count, with their weights."""
+    return "; ".join(
+        f"{style.label(name) if name != 'network' else name} {', '.join(f'{w:.2f}' for w in ws)}"
+        for name, ws in weights.items()
+        if any(ws)
     )
 
 
