@@ -107,6 +107,7 @@ def experiment() -> Experiment:
                 linear_context=48,
                 linear_start=True,
                 linear_level=True,
+                linear_knots=(0.05, 0.3, 1.0, 2.0),
                 readout_after=48,
                 code_weight=0.02,
                 tokens="encoded",

@@ -190,6 +190,7 @@ class DualAxisTransformer(nnx.Module):
                 anchor=config.anchor,
                 linear_context=config.linear_context,
                 level=config.linear_level,
+                knots=config.linear_knots,
                 dtype=dtype,
                 rngs=rngs,
             )

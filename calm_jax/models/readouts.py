@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
@@ -29,6 +31,29 @@ def recent_frames(values: Array, length: int) -> tuple[Array, Array]:
     return frames, jnp.repeat(step >= 0, p, axis=1)
 
 
+def roughness(frames: Array, known: Array) -> Array:
+    """Mean squared change from frame to frame over the variance, of the frames that are known:
+    what `stack_weights.roughness` is of whole contexts.
+
+    Shapes: frames (B, S, N, L), known (S, L) -> (B, S, N); 0 for a trace that is constant.
+    """
+    k = known[:, None].astype(frames.dtype)
+    pair = k[..., 1:] * k[..., :-1]
+    count = jnp.maximum(k.sum(-1), 1)
+    centred = (frames - ((frames * k).sum(-1) / count)[..., None]) * k
+    change = jnp.square(jnp.diff(frames, axis=-1)) * pair
+    variance = jnp.square(centred).sum(-1) / count + 1e-9
+    return change.sum(-1) / jnp.maximum(pair.sum(-1), 1) / variance
+
+
+def between(x: Array, knots: Sequence[float]) -> Array:
+    """How much of every knot there is at x (...): (..., K), >= 0, of sum 1, linear from one knot
+    to the next; below the first and above the last all of that one."""
+    at = jnp.asarray(knots, x.dtype)
+    eye = jnp.eye(len(knots), dtype=x.dtype)
+    return jnp.stack([jnp.interp(x, at, row) for row in eye], -1)
+
+
 class FrameReadout(nnx.Module):
     """The next frames of every neuron at once, from each step (a direct multi-step head).
 
@@ -37,7 +62,13 @@ class FrameReadout(nnx.Module):
     (1 without one), and m is one linear map shared by all neurons over the recent frames
     (`linear_context`). With `level` the linear path reads the last frame itself too, and has
     a constant: + l_f x + c_f, both 0 at the start, so that it can be any linear map of the
-    recent frames. Weights start near 0, so the untrained read-out is the copy-last
+    recent frames. With `knots` the map depends on the trace: what it is at each knot of the
+    `roughness` of the recent frames comes on top, interpolated between knots,
+
+        + sum_j phi_j(roughness) (sum_k m_jfk (x_{-k} - x) (+ l_jf x + c_jf)),
+
+    0 at the start. White noise returns to its mean, a smooth trace goes on: one map has to be a
+    compromise. Weights start near 0, so the untrained read-out is the copy-last
     forecast (anchored) or the mean; training may start m, l and c at a fitted map.
 
     Args:
@@ -46,6 +77,7 @@ class FrameReadout(nnx.Module):
       anchor: predict the change from the last frame.
       linear_context: frames of the linear path, a multiple of `patch`; 0 = none.
       level: whether the linear path has l and c.
+      knots: ascending values of roughness; none = one map.
     """
 
     def __init__(
@@ -57,6 +89,7 @@ class FrameReadout(nnx.Module):
         anchor: bool,
         linear_context: int,
         level: bool = False,
+        knots: tuple[float, ...] = (),
         dtype: DTypeLike,
         rngs: nnx.Rngs,
     ):
@@ -65,7 +98,9 @@ class FrameReadout(nnx.Module):
             linear(linear_context, frames, rngs=rngs, scale=1e-4) if linear_context else None
         )
         self.level = linear(1, frames, bias=True, rngs=rngs, scale=0.0) if level else None
-        self.frames, self.patch, self.anchor = frames, patch, anchor
+        size = len(knots) * (linear_context + 2 * level)
+        self.rough = linear(size, frames, rngs=rngs, scale=0.0) if knots else None
+        self.frames, self.patch, self.anchor, self.knots = frames, patch, anchor, knots
         self.linear_context = linear_context
 
     def __call__(
@@ -95,4 +130,10 @@ class FrameReadout(nnx.Module):
             y = y + self.linear(change)
         if self.level is not None:
             y = y + self.level(last)
+        if self.rough is not None:
+            given = [change] if self.level is None else [change, last, jnp.ones_like(last)]
+            phi = between(roughness(recent[..., -size:], known[:, -size:]), self.knots)
+            own = self.rough.kernel[...].reshape(len(self.knots), -1, self.frames)
+            each = jnp.einsum("bsni,jif->bsnjf", jnp.concatenate(given, -1), own)
+            y = y + (phi[..., None] * each).sum(-2)
         return y

@@ -9,6 +9,7 @@ experiment has one. The tokenizer is frozen.
 from __future__ import annotations
 
 import functools
+import itertools
 from typing import Any
 
 import jax
@@ -62,6 +63,20 @@ def check(config: configs.DualAxis, patch: int) -> None:
             "whether the linear path has a level is chosen when its start is fitted",
             where="transformer.linear_level",
             remedy="Set transformer.linear_start too.",
+        )
+    if config.linear_knots and not config.linear_start:
+        raise ConfigError(
+            "maps by roughness are fitted with the start of the linear path",
+            where="transformer.linear_knots",
+            remedy="Set transformer.linear_start too.",
+        )
+    knots = config.linear_knots
+    if len(knots) == 1 or any(not a < b for a, b in itertools.pairwise(knots)):
+        raise ConfigError(
+            "knots must be at least two, in ascending order",
+            where="transformer.linear_knots",
+            found=knots,
+            expected="(0.05, 0.3, 1.0, 2.0)",
         )
     if config.window_scale and config.values == "none":
         raise ConfigError(
@@ -216,12 +231,16 @@ class NextCode:
     def decays(self, path: str) -> bool:
         """Weight decay on matrices only: not on norms, biases or embeddings, nor on a
         linear path that starts at a fitted map (it would shrink the fit)."""
-        fitted = self.config.linear_start and path.startswith(("readout/linear/", "readout/level/"))
-        return path.endswith("kernel") and not fitted
+        parts = ("readout/linear/", "readout/level/", "readout/rough/")
+        return path.endswith("kernel") and not (
+            self.config.linear_start and path.startswith(parts)
+        )
 
     def trains(self, path: str) -> bool:
-        """Everything that is a parameter is trained, but a level that was not taken: it stays 0."""
-        return not path.startswith("readout/level/") or self._start["level"] is not None
+        """Everything that is a parameter is trained, but a level or maps by roughness that were
+        not taken: they stay 0."""
+        part = next((k for k in ("level", "rough") if path.startswith(f"readout/{k}/")), None)
+        return part is None or self._start[part] is not None
 
     def event(self, step: int) -> None:
         """Nothing happens between steps."""
