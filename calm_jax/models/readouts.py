@@ -99,7 +99,9 @@ class FrameReadout(nnx.Module):
         )
         self.level = linear(1, frames, bias=True, rngs=rngs, scale=0.0) if level else None
         size = len(knots) * (linear_context + 2 * level)
-        self.rough = linear(size, frames, rngs=rngs, scale=0.0) if knots else None
+        self.rough = (
+            linear(size, frames, rngs=rngs, scale=0.0) if knots and linear_context else None
+        )
         self.frames, self.patch, self.anchor, self.knots = frames, patch, anchor, knots
         self.linear_context = linear_context
 

@@ -52,6 +52,9 @@ def fitted(config: configs.DualAxis, prepared: Any, patch: int) -> Start:
             total = kernel.sum(0, keepdims=True) - config.anchor
             level = {"kernel": jnp.asarray(total), "bias": jnp.asarray(fit.weights[-1])}
         if config.linear_knots:
+            if fit.difference:  # the path has no constant then
+                w = np.concatenate([fit.weights[:-1], np.zeros_like(fit.weights[-1:])])
+                fit = shared_linear.SharedLinear(w, True, fit.alpha, fit.error)
             own = _by_roughness(config, prepared, fit, room)
             if own is not None:
                 rough = {"kernel": jnp.asarray(_padded(own, config, room))}

@@ -27,7 +27,9 @@ from calm_jax.models.dual_axis import (
     running_scale,
 )
 from calm_jax.models.forecaster import frames_ahead, read_frames
-from calm_jax.models.readouts import recent_frames
+from calm_jax.models.readouts import between, recent_frames
+from calm_jax.models.readouts import roughness as roughness_of_known
+from calm_jax.stack_weights import roughness
 
 K, PATCH, NEURONS, SESSIONS = 9, 4, 11, 3
 B, T, N = 2, 6, 5
@@ -46,6 +48,10 @@ CASES = {
     "scaled": DualAxis(
         **SMALL, mixing="signed", mixing_width=6, values="difference", window_scale=True,
         readout_frames=8, linear_context=8,
+    ),
+    "rough": DualAxis(
+        **SMALL, values="both", readout_frames=4, linear_context=8, linear_start=True,
+        linear_level=True, linear_knots=(0.1, 0.7, 2.0),
     ),
 }
 
@@ -324,6 +330,31 @@ def test_recent_frames_and_frames_ahead_against_loops():
                 np.testing.assert_array_equal(ahead[:, t, :, i], frames[..., frame])
 
 
+def test_roughness_is_of_the_frames_that_are_known():
+    rng = np.random.default_rng(4)
+    frames = np.cumsum(rng.normal(size=(B, T, N, 12)), -1).astype(np.float32)
+    frames[0, 0, 0] = 3.0  # constant
+    for first in (0, 5, 11):
+        known = np.tile(np.arange(12) >= first, (T, 1))
+        given = np.where(known[:, None], frames, 0)
+        found = roughness_of_known(jnp.asarray(given), jnp.asarray(known))
+        wanted = 0 * found
+        if first < 11:  # of a single frame there is no change
+            whole = np.moveaxis(frames[..., first:], -1, 2).reshape(B * T, 12 - first, N)
+            wanted = roughness(whole).reshape(B, T, N)
+        np.testing.assert_allclose(found, wanted, rtol=1e-3, atol=1e-5)
+        assert not found[0, 0, 0]
+
+
+@given(st.lists(st.floats(-1, 4, width=32), min_size=1, max_size=6))
+def test_between_knots(x):
+    knots = (0.05, 0.3, 1.0, 2.0)
+    phi = np.asarray(between(jnp.asarray(x, jnp.float32), knots))
+    assert phi.shape == (len(x), 4) and (phi >= 0).all() and ((phi > 0).sum(1) <= 2).all()
+    np.testing.assert_allclose(phi.sum(1), 1, rtol=1e-5)
+    np.testing.assert_allclose(phi @ np.array(knots), np.clip(x, 0.05, 2.0), rtol=1e-4)
+
+
 configs = st.builds(
     DualAxis,
     width=st.just(8),
@@ -342,6 +373,7 @@ configs = st.builds(
     readout_frames=st.sampled_from([0, 4, 12]),
     anchor=st.booleans(),
     linear_context=st.sampled_from([0, 8]),
+    linear_knots=st.sampled_from([(), (0.1, 1.0)]),
 )
 
 

@@ -40,6 +40,10 @@ CASES = {
         **SMALL, mixing="signed", mixing_width=6, values="difference", window_scale=True,
         readout_frames=4, linear_context=8,
     ),
+    "rough": configs.DualAxis(
+        **SMALL, mixing="signed", values="difference", window_scale=True, readout_frames=4,
+        linear_context=8, linear_start=True, linear_level=True, linear_knots=(0.1, 0.7, 2.0),
+    ),
 }
 RNG = np.random.default_rng(5)
 pytestmark = pytest.mark.usefixtures("quick_compilation")
