@@ -98,10 +98,10 @@ class FrameReadout(nnx.Module):
             linear(linear_context, frames, rngs=rngs, scale=1e-4) if linear_context else None
         )
         self.level = linear(1, frames, bias=True, rngs=rngs, scale=0.0) if level else None
-        size = len(knots) * (linear_context + 2 * level)
-        self.rough = (
-            linear(size, frames, rngs=rngs, scale=0.0) if knots and linear_context else None
-        )
+        count = len(knots) if linear_context else 0
+        table = lambda inputs: linear(count * inputs, frames, rngs=rngs, scale=0.0)
+        self.rough = table(linear_context) if count else None
+        self.rough_level = table(2) if count and level else None
         self.frames, self.patch, self.anchor, self.knots = frames, patch, anchor, knots
         self.linear_context = linear_context
 
@@ -133,9 +133,15 @@ class FrameReadout(nnx.Module):
         if self.level is not None:
             y = y + self.level(last)
         if self.rough is not None:
-            given = [change] if self.level is None else [change, last, jnp.ones_like(last)]
             phi = between(roughness(recent[..., -size:], known[:, -size:]), self.knots)
-            own = self.rough.kernel[...].reshape(len(self.knots), -1, self.frames)
-            each = jnp.einsum("bsni,jif->bsnjf", jnp.concatenate(given, -1), own)
-            y = y + (phi[..., None] * each).sum(-2)
+            y = y + self._by_knot(self.rough, change, phi)
+            if self.rough_level is not None:
+                given = jnp.concatenate([last, jnp.ones_like(last)], -1)
+                y = y + self._by_knot(self.rough_level, given, phi)
         return y
+
+    def _by_knot(self, table: nnx.Linear, x: Array, phi: Array) -> Array:
+        """Maps (K, I, F) of x (B, S, N, I), weighted by phi (B, S, N, K)."""
+        own = table.kernel[...].reshape(len(self.knots), -1, self.frames)
+        each = jnp.einsum("bsni,kif->bsnkf", x, own)
+        return (phi[..., None] * each).sum(-2)

@@ -231,7 +231,7 @@ class NextCode:
     def decays(self, path: str) -> bool:
         """Weight decay on matrices only: not on norms, biases or embeddings, nor on a
         linear path that starts at a fitted map (it would shrink the fit)."""
-        parts = ("readout/linear/", "readout/level/", "readout/rough/")
+        parts = tuple(f"readout/{k}/" for k in linear_start.Start.__annotations__)
         return path.endswith("kernel") and not (
             self.config.linear_start and path.startswith(parts)
         )
@@ -239,8 +239,10 @@ class NextCode:
     def trains(self, path: str) -> bool:
         """Everything that is a parameter is trained, but a level or maps by roughness that were
         not taken: they stay 0."""
-        part = next((k for k in ("level", "rough") if path.startswith(f"readout/{k}/")), None)
-        return part is None or self._start[part] is not None
+        for part in ("level", "rough", "rough_level"):
+            if path.startswith(f"readout/{part}/"):
+                return self._start[part] is not None
+        return True
 
     def event(self, step: int) -> None:
         """Nothing happens between steps."""

@@ -71,20 +71,30 @@ def _windows(part):
             yield i, z[:, :8], seen[:, :8], z[:, 8:], seen.all(1) & keep
 
 
-def test_maps_by_roughness_against_plain_least_squares(monkeypatch):
+@pytest.mark.parametrize("difference", [True, False])
+def test_maps_by_roughness_against_plain_least_squares(monkeypatch, difference):
     """What is added to the shared map is the ridge regression of what it leaves, and the
     untrained read-out is both; where validation sees no gain the maps stay 0 and untrained."""
     knots = (0.2, 0.9, 2.0)
     config = dataclasses.replace(
-        QUIET, readout_frames=4, linear_context=8, linear_start=True, linear_knots=knots
-    )
+        QUIET, readout_frames=4, linear_context=8, linear_start=True, linear_level=True,
+        linear_knots=knots,
+    )  # fmt: skip
     monkeypatch.setattr(linear_start, "_ALPHAS", (0.01,))
-    base = shared_linear.fit(prepared(), prepared().splits, 8, 4, differences=(True,))
-    base.weights[-1] = 0  # the path of changes has no constant
-    design = lambda x: (
-        np.stack([np.interp(roughness(x), knots, e) for e in np.eye(3)], -1)[..., None]
-        * np.moveaxis(x - x[:, -1:], 1, 2)[:, :, None]
-    ).reshape(*x[:, 0].shape, -1)  # (W, N, knots * lags)
+    own = shared_linear.fit
+    forced = lambda *a, differences: own(*a, differences=(difference,))
+    monkeypatch.setattr(shared_linear, "fit", forced)
+    base = own(prepared(), prepared().splits, 8, 4, differences=(difference,))
+    if difference:
+        base.weights[-1] = 0  # the path of changes has no constant
+
+    def design(x):
+        """(W, N, knots * features)"""
+        given = [x - x[:, -1:]] if difference else [x - x[:, -1:], x[:, -1:], 0 * x[:, -1:] + 1]
+        phi = np.stack([np.interp(roughness(x), knots, e) for e in np.eye(3)], -1)
+        each = phi[..., None] * np.moveaxis(np.concatenate(given, 1), 1, 2)[:, :, None]
+        return each.reshape(*x[:, 0].shape, -1)
+
     rows = {"train": [], "valid": []}
     for part, found in rows.items():
         for i, x, seen, y, ok in _windows(part):
@@ -98,9 +108,11 @@ def test_maps_by_roughness_against_plain_least_squares(monkeypatch):
     task = make(config)
     params, extra = task.init(jax.random.key(0))
     kernel = np.asarray(params["readout"]["rough"]["kernel"])
+    levels = np.asarray(params["readout"]["rough_level"]["kernel"])
     assert helps == kernel.any() == task.trains("readout/rough/kernel")
+    assert (helps and not difference) == levels.any() == task.trains("readout/rough_level/kernel")
     assert not task.decays("readout/rough/kernel")
-    monkeypatch.setattr(linear_start, "_by_roughness", lambda *a: w.reshape(3, 8, 4))
+    monkeypatch.setattr(linear_start, "_knots", lambda *a: w.reshape(3, -1, 4))
     task = make(config)
     params, extra = task.init(jax.random.key(0))
     net = task.model(params)
@@ -111,14 +123,15 @@ def test_maps_by_roughness_against_plain_least_squares(monkeypatch):
     wanted = base(given, 0, np.ones(given.shape, bool), 4).swapaxes(1, 2) + design(given) @ w
     np.testing.assert_allclose(found, wanted, atol=2e-3)  # the head starts near 0
     if helps:
-        np.testing.assert_allclose(kernel, w, rtol=1e-3, atol=1e-5)
+        wanted = w.reshape(3, -1, 4)[:, :8].reshape(-1, 4)
+        np.testing.assert_allclose(kernel, wanted, rtol=1e-3, atol=1e-5)
 
 
 def test_maps_by_roughness_are_left_out_where_they_do_not_help(monkeypatch):
     config = dataclasses.replace(
         QUIET, readout_frames=4, linear_context=8, linear_start=True, linear_knots=(0.2, 2.0)
     )
-    monkeypatch.setattr(linear_start, "_by_roughness", lambda *a: None)
+    monkeypatch.setattr(linear_start, "_knots", lambda *a: None)
     task = make(config)
     params, _ = task.init(jax.random.key(0))
     assert not np.any(params["readout"]["rough"]["kernel"])
