@@ -134,14 +134,17 @@ class FrameReadout(nnx.Module):
             y = y + self.level(last)
         if self.rough is not None:
             phi = between(roughness(recent[..., -size:], known[:, -size:]), self.knots)
-            y = y + self._by_knot(self.rough, change, phi)
+            y = y + self.rough(_by_knot(phi, change))
             if self.rough_level is not None:
                 given = jnp.concatenate([last, jnp.ones_like(last)], -1)
-                y = y + self._by_knot(self.rough_level, given, phi)
+                y = y + self.rough_level(_by_knot(phi, given))
         return y
 
-    def _by_knot(self, table: nnx.Linear, x: Array, phi: Array) -> Array:
-        """Maps (K, I, F) of x (B, S, N, I), weighted by phi (B, S, N, K)."""
-        own = table.kernel[...].reshape(len(self.knots), -1, self.frames)
-        each = jnp.einsum("bsni,kif->bsnkf", x, own)
-        return (phi[..., None] * each).sum(-2)
+
+def _by_knot(phi: Array, x: Array) -> Array:
+    """(..., K * I) products of phi (..., K) and x (..., I).
+
+    Products of x with the map of every knot first and their weighted sum behind would need less
+    memory, but XLA of jax 0.10.2 compiles two such sums in one expression to garbage on CPUs.
+    """
+    return (phi[..., None] * x[..., None, :]).reshape(*x.shape[:-1], -1)

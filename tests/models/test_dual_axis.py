@@ -27,7 +27,7 @@ from calm_jax.models.dual_axis import (
     running_scale,
 )
 from calm_jax.models.forecaster import frames_ahead, read_frames
-from calm_jax.models.readouts import between, recent_frames
+from calm_jax.models.readouts import FrameReadout, between, recent_frames
 from calm_jax.models.readouts import roughness as roughness_of_known
 from calm_jax.stack_weights import roughness
 
@@ -112,6 +112,21 @@ def test_causality_bit_for_bit(case):
         for name in a:
             np.testing.assert_array_equal(a[name][:, :t], b[name][:, :t], err_msg=name)
             assert not np.allclose(a[name][:, t:], b[name][:, t:]), name
+
+
+def test_a_compiled_readout_equals_the_plain_one():
+    """At a size where XLA (jax 0.10.2, CPU) compiled sums of small products to garbage."""
+    read = FrameReadout(
+        8, 16, patch=4, anchor=True, linear_context=48, level=True, knots=(0.05, 0.3, 1.0, 2.0),
+        dtype=jnp.float32, rngs=nnx.Rngs(0),
+    )  # fmt: skip
+    rng = np.random.default_rng(8)
+    draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+    read = jax.tree.map(lambda a: draw(*a.shape), read)
+    x, known = draw(13, 1, 141, 48), jnp.ones((1, 48), bool)
+    h = draw(13, 1, 141, 8)
+    found = jax.jit(lambda m, *a: m(*a))(read, h, x, known)
+    np.testing.assert_allclose(found, read(h, x, known), rtol=1e-4, atol=1e-3)
 
 
 @cases
