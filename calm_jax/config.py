@@ -155,8 +155,6 @@ class DualAxis:
     # That map may also be one of levels, in place of changes from the last frame: the one that
     # forecasts the validation part better.
     linear_level: bool = False
-    # The linear path stays where least squares put it; only the features are trained beside it.
-    linear_frozen: bool = False
     # Values of roughness (mean squared change from frame to frame over the variance of the recent
     # frames, 2 for white noise) between which the linear path goes over from one map to the next.
     linear_knots: tuple[float, ...] = ()

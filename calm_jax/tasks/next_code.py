@@ -237,11 +237,11 @@ class NextCode:
         )
 
     def trains(self, path: str) -> bool:
-        """Everything that is a parameter is trained, but a linear path that is frozen, and levels
-        or maps by roughness that were not taken: they stay 0."""
+        """Everything that is a parameter is trained, but levels and maps by roughness that were
+        not taken: they stay 0."""
         for part in linear_start.Start.__annotations__:
             if self.config.linear_start and path.startswith(f"readout/{part}/"):
-                return self._start[part] is not None and not self.config.linear_frozen
+                return self._start[part] is not None
         return True
 
     def event(self, step: int) -> None:
