@@ -64,7 +64,8 @@ def experiment_of(
         transformer=config.DualAxis(
             width=p["width"], layers=p["layers"], heads=heads, ffn=2 * p["width"], dropout=0.0,
             mixing="signed", mixing_heads=heads, mixing_rank=min(32, p["width"]), values="both",
-            readout_frames=horizon, linear_context=context, linear_start=True, code_weight=0.1,
+            readout_frames=horizon, linear_context=context, linear_start=True,
+            linear_knots=(0.05, 0.3, 1.0, 2.0), code_weight=0.1,
             tokens="encoded", scheduled_probability=0.0,
         ),
         transformer_training=dataclasses.replace(
