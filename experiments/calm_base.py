@@ -10,8 +10,9 @@ the codes, and a read-out of the next 16 frames at once from every step, whose l
 path starts at the least-squares map. Recordings of minutes that drift do not feed a
 population model: where the validation part says so, the smaller `alternative` is trained,
 which sees changes in units of each trace's own SD (its linear path levels too, where these
-forecast better, and goes from map to map with the roughness of a trace) and knows no neuron by name. Forecasts are
-those of the network weighted with five maps in closed form, on the validation part.
+forecast better, and goes from map to map with the roughness of a trace) and knows no neuron
+by name. Forecasts are those of the network weighted with five maps in closed form, on the
+validation part.
 Expected: see docs/results.md. Cost: about 21 minutes on one CPU core.
 """
 
