@@ -25,7 +25,7 @@ from calm_jax.models.dual_axis import (
 )
 from calm_jax.models.forecaster import CalM, context_of, forecast, roll_readout
 from calm_jax.models.inferred import describe
-from calm_jax.tasks.next_code import check
+from calm_jax.tasks.transformer_checks import check
 
 K, PATCH, B, T, N = 9, 4, 2, 6, 5
 CONFIG = DualAxis(

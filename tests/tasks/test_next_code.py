@@ -21,7 +21,8 @@ from calm_jax.recordings.batches import Prepared
 from calm_jax.recordings.memory import MemoryStore
 from calm_jax.recordings.session import Session, Trials
 from calm_jax.recordings.splits import make_split
-from calm_jax.tasks.next_code import NextCode, check
+from calm_jax.tasks.next_code import NextCode
+from calm_jax.tasks.transformer_checks import check
 from calm_jax.training.mesh import make_mesh, replicate, shard_batch
 from calm_jax.training.optimizers import make_optimizer
 from calm_jax.training.state import create, named
