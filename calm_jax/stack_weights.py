@@ -8,6 +8,8 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.optimize import lsq_linear, nnls
 
+from calm_jax.baselines.windows import roughness
+
 NETWORK = "network"
 SHRINKAGE = (0.0, 0.03, 0.1, 0.3, 1.0, 3.0, float("inf"))  # lambda
 BREADTHS = (0.0, 0.25, float("inf"))  # b
@@ -50,16 +52,6 @@ class Weights:
         for m in range(len(self.members)):
             w = column(self.table, m)
             yield w if self.rough is None else np.where(above, column(self.rough, m), w)
-
-
-def roughness(context: np.ndarray) -> np.ndarray:
-    """(B, N) mean squared change from frame to frame over the variance of (B, C, N).
-
-    2 (1 - autocorrelation at one frame), but for the edges: 0 smooth, 2 white noise; 0 for a
-    trace that is constant.
-    """
-    variance = context.var(1) + 1e-9
-    return np.square(np.diff(context, axis=1)).mean(1) / variance
 
 
 def solved(

@@ -38,12 +38,12 @@ import numpy as np
 
 from calm_jax import baselines, config
 from calm_jax import scored_windows as scored
-from calm_jax.baselines.windows import Forecaster
+from calm_jax.baselines.windows import Forecaster, roughness
 from calm_jax.errors import ConfigError, RecordingError
 from calm_jax.files import replacing
 from calm_jax.fitted_files import fitted_file
 from calm_jax.recordings.batches import Prepared
-from calm_jax.stack_weights import NETWORK, Weights, roughness, solved
+from calm_jax.stack_weights import NETWORK, Weights, solved
 
 FILE = "evaluation/stack.npz"
 _REMEMBERED = 1 << 28  # bytes of forecasts of one member

@@ -8,7 +8,7 @@ from scipy.optimize import lsq_linear
 
 from calm_jax import config, stack_weights, stacking
 from calm_jax import scored_windows as scored
-from calm_jax.baselines import autoregression, copy_last, mean, population_change
+from calm_jax.baselines import autoregression, copy_last, mean, population_change, windows
 from calm_jax.errors import ConfigError, RunError
 from calm_jax.recordings import preprocess, splits
 from calm_jax.recordings.batches import Prepared
@@ -224,7 +224,7 @@ def test_roughness():
     x = np.zeros((2, 4000, 3), np.float32)
     x[..., 1] = rng.standard_normal((2, 4000))
     x[..., 2] = np.sin(np.arange(4000) / 40)
-    found = stack_weights.roughness(x)
+    found = windows.roughness(x)
     np.testing.assert_allclose(found[:, 1], 2, rtol=0.1)
     assert (found[:, 0] == 0).all() and (found[:, 2] < 0.01).all()
 
@@ -246,7 +246,7 @@ def test_smooth_and_rough_traces_have_weights_of_their_own(tmp_path):
     assert (share(w.rough) < 0.35).all() and (share(w.table) > share(w.rough) + 0.4).all()
     stack = stacking.Stack(half, others, {8: w})
     context, seen = x[None, 50:58].astype(np.float32), np.ones((1, 8, 8), bool)
-    rough = stack_weights.roughness(context)[0] >= w.cut
+    rough = windows.roughness(context)[0] >= w.cut
     assert rough.any() and not rough.all()
     wanted = context[0, -1] * np.where(rough, share(w.rough)[:, None], share(w.table)[:, None])
     np.testing.assert_allclose(stack(context, 0, seen, 4)[0], wanted, rtol=1e-5)

@@ -1,4 +1,5 @@
-"""What every baseline shares: the protocol, the training windows, the roll-out."""
+"""What every baseline shares: the protocol, the training windows, the roll-out; how rough a
+context is."""
 
 from __future__ import annotations
 
@@ -74,6 +75,16 @@ def stacked(
         raise too_short(prepared, i, part, context, horizon)
     z = np.concatenate(z)
     return z[:, :context], z[:, context:]
+
+
+def roughness(context: np.ndarray) -> np.ndarray:
+    """(B, N) mean squared change from frame to frame over the variance of (B, C, N).
+
+    2 (1 - autocorrelation at one frame), but for the edges: 0 smooth, 2 white noise; 0 for a
+    trace that is constant.
+    """
+    variance = context.var(1) + 1e-9
+    return np.square(np.diff(context, axis=1)).mean(1) / variance
 
 
 def too_short(prepared: Prepared, i: int, part: str, context: int, horizon: int) -> Any:

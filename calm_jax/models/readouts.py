@@ -33,7 +33,7 @@ def recent_frames(values: Array, length: int) -> tuple[Array, Array]:
 
 def roughness(frames: Array, known: Array) -> Array:
     """Mean squared change from frame to frame over the variance, of the frames that are known:
-    what `stack_weights.roughness` is of whole contexts.
+    what `baselines.windows.roughness` is of whole contexts.
 
     Shapes: frames (B, S, N, L), known (S, L) -> (B, S, N); 0 for a trace that is constant.
     """

@@ -12,7 +12,6 @@ from jax import Array
 from calm_jax import config as configs
 from calm_jax.baselines import shared_linear
 from calm_jax.baselines import windows as W
-from calm_jax.stack_weights import roughness
 
 _SAMPLES = {"train": 400_000, "valid": 200_000}  # windows x neurons that maps by roughness see
 _ALPHAS = tuple(10.0 ** np.arange(-4.0, 2.0))  # of these maps, as `shared_linear.ALPHAS`
@@ -121,7 +120,7 @@ def _residuals(
             left = y - base(x, i, seen[:, :room], ahead)
             last = x[:, -1:]
             given = [x - last] if base.difference else [x - last, last, np.ones_like(last)]
-            phi = np.stack([np.interp(roughness(x), knots, e) for e in np.eye(len(knots))], -1)
+            phi = np.stack([np.interp(W.roughness(x), knots, e) for e in np.eye(len(knots))], -1)
             whole = seen.all(1)
             f = np.moveaxis(np.concatenate(given, 1), 1, 2)[whole]
             each = (phi[whole][:, :, None] * f[:, None]).reshape(len(f), -1)

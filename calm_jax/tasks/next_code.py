@@ -130,8 +130,8 @@ class NextCode:
     def trains(self, path: str) -> bool:
         """Everything that is a parameter is trained, but levels and maps by roughness that were
         not taken: they stay 0."""
-        for part in linear_start.Start.__annotations__:
-            if self.config.linear_start and path.startswith(f"readout/{part}/"):
+        for part in ("level", "rough", "rough_level"):
+            if path.startswith(f"readout/{part}/"):
                 return self._start[part] is not None
         return True
 

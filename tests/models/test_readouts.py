@@ -9,10 +9,10 @@ from flax import nnx
 from hypothesis import given
 from hypothesis import strategies as st
 
+from calm_jax.baselines.windows import roughness
 from calm_jax.models.forecaster import frames_ahead
 from calm_jax.models.readouts import FrameReadout, between, recent_frames
 from calm_jax.models.readouts import roughness as roughness_of_known
-from calm_jax.stack_weights import roughness
 
 PATCH, B, T, N = 4, 2, 5, 3
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from calm_jax.baselines import shared_linear, windows
+from calm_jax.baselines.windows import roughness
 from calm_jax.errors import ConfigError
 from calm_jax.models.dual_axis import features
 from calm_jax.models.forecaster import read_frames
-from calm_jax.stack_weights import roughness
 from calm_jax.tasks import linear_start
 from tests.tasks.test_next_code import QUIET, make, prepared
 
